@@ -1,0 +1,38 @@
+/* The types that every room of the core knows, and nothing else.
+ *
+ * A tensor is a view of a storage; a storage is a buffer on a device; a device is a backend (a
+ * table of functions, backend.h) with its caching allocator. Ops (ops.def, op.h) make tensors
+ * from tensors; the tape (tape.h) remembers how. */
+#ifndef ASEN_H
+#define ASEN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "status.h"
+
+#define ASEN_MAX_DIMS 8
+
+typedef enum asen_dtype {
+    ASEN_BOOL,
+    ASEN_U8,
+    ASEN_I32,
+    ASEN_I64,
+    ASEN_F16,
+    ASEN_BF16,
+    ASEN_F32,
+    ASEN_F64,
+    ASEN_DTYPE_COUNT
+} asen_dtype;
+
+typedef struct asen_device asen_device;
+typedef struct asen_storage asen_storage;
+typedef struct asen_tensor asen_tensor;
+typedef struct asen_node asen_node;
+
+size_t asen_dtype_size(asen_dtype dtype);
+const char *asen_dtype_name(asen_dtype dtype);
+static inline bool asen_dtype_is_float(asen_dtype dtype) { return dtype >= ASEN_F16; }
+
+#endif
