@@ -35,6 +35,7 @@ struct asen_node {
     asen_tensor *saved_out[ASEN_MAX_OUT];
     uint64_t saved_out_version[ASEN_MAX_OUT];
     asen_input_meta out_meta[ASEN_MAX_OUT];
+    asen_tensor *pending[ASEN_MAX_OUT]; /* during backward: gradients that arrived so far */
     asen_node *next;       /* scratch of the iterative walks */
     uint64_t visit;
 };
@@ -42,9 +43,10 @@ struct asen_node {
 bool asen_grad_enabled(void);              /* of this thread */
 bool asen_grad_set_enabled(bool enabled);  /* returns the previous state */
 
-/* Records an applied op: gives out[0 .. n_out) a node if an input has one. */
-int asen_tape_record(asen_op op, asen_tensor *const *in, int n_in, const asen_attrs *attrs, asen_tensor *const *out,
-                     int n_out);
+/* Records an applied op: gives out[0 .. n_out) a node if an input has one. `used` are the inputs
+ * as the kernel saw them (laid out): those are what is saved. */
+int asen_tape_record(asen_op op, asen_tensor *const *in, asen_tensor *const *used, int n_in, const asen_attrs *attrs,
+                     asen_tensor *const *out, int n_out);
 
 /* Gives `tensor` a leaf node (or takes it away). An error for the result of an op. */
 int asen_tape_set_leaf(asen_tensor *tensor, bool requires_grad);

@@ -22,6 +22,9 @@ struct asen_tensor {
 
 /* A new dense tensor, contents undefined. */
 int asen_tensor_new(asen_device *device, asen_dtype dtype, int ndim, const int64_t *shape, asen_tensor **out);
+/* A new dense tensor of one value (rounded to the dtype). */
+int asen_tensor_full(asen_device *device, asen_dtype dtype, int ndim, const int64_t *shape, double value,
+                     asen_tensor **out);
 /* A new tensor over `storage` (a reference is taken). Checks that the view lies inside it. */
 int asen_tensor_view(asen_storage *storage, asen_dtype dtype, int ndim, const int64_t *shape, const int64_t *stride,
                      int64_t offset, asen_tensor **out);

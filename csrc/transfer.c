@@ -1,0 +1,132 @@
+/* Moving values: copying into a tensor in place, between devices, and filling. */
+#include <string.h>
+
+#include "backend.h"
+#include "half.h"
+#include "tape.h"
+
+/* One element of `value`, rounded to the dtype, as bytes. */
+static void encode(asen_dtype dtype, double value, void *out)
+{
+    switch (dtype) {
+    case ASEN_BOOL: *(uint8_t *)out = value != 0; break;
+    case ASEN_U8: *(uint8_t *)out = (uint8_t)value; break;
+    case ASEN_I32: *(int32_t *)out = (int32_t)value; break;
+    case ASEN_I64: *(int64_t *)out = (int64_t)value; break;
+    case ASEN_F16: *(uint16_t *)out = asen_half_from_float((float)value); break;
+    case ASEN_BF16: *(uint16_t *)out = asen_bfloat_from_float((float)value); break;
+    case ASEN_F32: *(float *)out = (float)value; break;
+    default: *(double *)out = value; break;
+    }
+}
+
+int asen_tensor_full(asen_device *device, asen_dtype dtype, int ndim, const int64_t *shape, double value,
+                     asen_tensor **out)
+{
+    const asen_backend *b = device->backend;
+    int status = asen_tensor_new(device, dtype, ndim, shape, out);
+    if (status != ASEN_OK)
+        return status;
+    size_t bytes = asen_tensor_bytes(*out), size = asen_dtype_size(dtype);
+    if (value == 0) {
+        status = b->fill_zero(b->self, asen_tensor_data(*out), bytes);
+    } else if (bytes > 0) {
+        asen_device *cpu = asen_device_cpu();
+        void *host = NULL;
+        status = asen_scratch_new(cpu, bytes, &host);
+        if (status == ASEN_OK) {
+            encode(dtype, value, host);
+            for (size_t done = size; done < bytes;) { /* doubling */
+                size_t n = done < bytes - done ? done : bytes - done;
+                memcpy((char *)host + done, host, n);
+                done += n;
+            }
+            status = b->copy(b->self, asen_tensor_data(*out), host, bytes, ASEN_HOST_TO_DEVICE);
+        }
+        asen_scratch_free(cpu, host, bytes);
+    }
+    if (status != ASEN_OK) {
+        asen_tensor_release(*out);
+        *out = NULL;
+    }
+    return status;
+}
+
+/* Copies dense `source` to the strided `target`, both in host memory, element by element. */
+static void scatter(asen_tensor *target, const asen_tensor *source)
+{
+    int64_t index[ASEN_MAX_DIMS] = {0};
+    size_t size = asen_dtype_size(target->dtype);
+    char *to = asen_tensor_data(target);
+    const char *from = asen_tensor_data(source);
+    for (int64_t n = asen_tensor_count(target); n > 0; n--) {
+        int64_t at = 0, of = 0;
+        for (int d = 0; d < target->ndim; d++) {
+            at += index[d] * target->stride[d];
+            of += index[d] * source->stride[d];
+        }
+        memcpy(to + at * (int64_t)size, from + of * (int64_t)size, size);
+        for (int d = target->ndim - 1; d >= 0 && ++index[d] == target->shape[d]; d--)
+            index[d] = 0;
+    }
+}
+
+/* Dense, of the target's dtype and shape, on the source's device. */
+static int prepare(asen_tensor *target, asen_tensor *source, asen_tensor **out)
+{
+    asen_tensor *wide = NULL;
+    asen_attrs expand = {.expand = {.shape = {.count = target->ndim}}};
+    asen_attrs copy = {.copy = {.dtype = target->dtype}};
+    memcpy(expand.expand.shape.item, target->shape, sizeof target->shape);
+    *out = NULL;
+    int status = ASEN_OK;
+    if (asen_tensor_same_shape(target, source))
+        wide = asen_tensor_retain(source);
+    else
+        status = asen_op_apply1(ASEN_OP_expand, &source, 1, &expand, &wide);
+    if (status == ASEN_OK && wide->dtype == target->dtype)
+        status = asen_tensor_to_dense(wide, out);
+    else if (status == ASEN_OK)
+        status = asen_op_apply1(ASEN_OP_copy, &wide, 1, &copy, out);
+    asen_tensor_release(wide);
+    return status;
+}
+
+int asen_tensor_copy_into(asen_tensor *target, asen_tensor *source)
+{
+    asen_device *to = target->storage->device, *from = source->storage->device;
+    asen_tensor *dense = NULL, *moved = NULL;
+    bool recording = asen_grad_set_enabled(false);
+    int status = prepare(target, source, &dense);
+    if (status != ASEN_OK)
+        goto done;
+    size_t bytes = asen_tensor_bytes(target);
+    if (!asen_tensor_is_dense(target)) {
+        if (!to->backend->host_memory || !from->backend->host_memory) {
+            status = asen_fail(ASEN_ERR_UNSUPPORTED, "cannot write into a strided view on %s", to->name);
+            goto done;
+        }
+        scatter(target, dense);
+    } else if (to == from || (to->backend->host_memory && from->backend->host_memory)) {
+        status = to->backend->copy(to->backend->self, asen_tensor_data(target), asen_tensor_data(dense), bytes,
+                                   ASEN_DEVICE_TO_DEVICE);
+    } else if (from->backend->host_memory) {
+        status = to->backend->copy(to->backend->self, asen_tensor_data(target), asen_tensor_data(dense), bytes,
+                                   ASEN_HOST_TO_DEVICE);
+    } else if (to->backend->host_memory) {
+        status = from->backend->copy(from->backend->self, asen_tensor_data(target), asen_tensor_data(dense), bytes,
+                                     ASEN_DEVICE_TO_HOST);
+    } else { /* between two devices: through the host */
+        status = asen_tensor_new(asen_device_cpu(), target->dtype, target->ndim, target->shape, &moved);
+        if (status == ASEN_OK)
+            status = asen_tensor_copy_into(moved, dense);
+        if (status == ASEN_OK)
+            status = asen_tensor_copy_into(target, moved);
+    }
+    asen_storage_written(target->storage);
+done:
+    asen_tensor_release(dense);
+    asen_tensor_release(moved);
+    asen_grad_set_enabled(recording);
+    return status;
+}
