@@ -293,19 +293,29 @@ static int on_event(builder *b, const yaml_event_t *event)
     }
 }
 
+static int line_at(const char *bytes, size_t size, size_t offset)
+{
+    int line = 1;
+    for (size_t i = 0; i < size && i < offset; i++)
+        line += bytes[i] == '\n';
+    return line;
+}
+
 static int fail_syntax(const yaml_parser_t *parser, const char *bytes, size_t size, const char *name)
 {
     const char *problem = parser->problem ? parser->problem : "unknown problem";
     if (parser->error == YAML_MEMORY_ERROR)
         return asen_fail(ASEN_ERR_MEMORY, "%s: out of memory", name);
     if (parser->error == YAML_READER_ERROR) {
-        int line = 1;
-        for (size_t i = 0; i < size && i < parser->problem_offset; i++)
-            line += bytes[i] == '\n';
+        int line = line_at(bytes, size, parser->problem_offset);
         return asen_fail(ASEN_ERR_VALUE, "%s:%d: not valid YAML: %s (a configuration is UTF-8 text)",
                          name, line, problem);
     }
     int line = (int)parser->problem_mark.line + 1, column = (int)parser->problem_mark.column + 1;
+    int last = line_at(bytes, size, size ? size - 1 : 0);
+    if (line > last)    /* libyaml puts the end of the file on a line of its own */
+        return asen_fail(ASEN_ERR_VALUE, "%s:%d: not valid YAML: %s at the end of the file%s%s",
+                         name, last, problem, parser->context ? ", " : "", parser->context ? parser->context : "");
     if (parser->context != NULL)
         return asen_fail(ASEN_ERR_VALUE, "%s:%d: not valid YAML: %s at column %d, %s that starts on line %d",
                          name, line, problem, column, parser->context, (int)parser->context_mark.line + 1);
