@@ -1,7 +1,8 @@
 /* The type asenpp.Tensor: properties, conversions, autograd, operators. */
-#include <structmember.h>
 
 #include "py_tensor.h"
+
+#include <structmember.h>
 
 #if PY_VERSION_HEX < 0x030B0000
 #define PyType_GetModuleByDef _PyType_GetModuleByDef
