@@ -55,10 +55,12 @@ static inline void ref_put(ref_array a, int64_t i, double value)
         asen_ref_put_any(a, i, value);
 }
 
-/* A scalar as an operation in `dtype` sees it. */
+/* A scalar as an operation in `dtype` sees it. volatile: GCC 12.2 at -O2 loses the
+ * conversion where it vectorises two of these side by side (-fno-tree-slp-vectorize keeps it). */
 static inline double ref_round(asen_dtype dtype, double value)
 {
-    return dtype == ASEN_F32 ? (double)(float)value : value;
+    volatile float rounded = (float)value;
+    return dtype == ASEN_F32 ? (double)rounded : value;
 }
 
 static inline bool ref_is_float(const asen_tensor *t)

@@ -1,5 +1,4 @@
 /* Reference: max pooling. x (N, C, H, W) lies N, H, W, C. */
-#include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 

@@ -1,5 +1,4 @@
 /* Reference: reductions over dims. */
-#include <inttypes.h>
 #include <math.h>
 #include <stdlib.h>
 
