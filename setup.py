@@ -79,6 +79,13 @@ def check_system(compiler: list[str]) -> None:
 class BuildExt(build_ext):
     """build_ext with per-file flags, parallel and incremental compilation, and bundling."""
 
+    def copy_extensions_to_source(self) -> None:
+        """In-place builds: the bundled libraries go beside the module."""
+        super().copy_extensions_to_source()
+        bundle = Path(self.build_lib, "asenpp", "_libs")
+        if bundle.is_dir():
+            shutil.copytree(bundle, ROOT / "asenpp" / "_libs", dirs_exist_ok=True)
+
     def build_extension(self, ext: Extension) -> None:
         import numpy
 

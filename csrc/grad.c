@@ -7,9 +7,6 @@
 #include "shape.h"
 #include "tape.h"
 
-/* A new tensor filled with a value (op.c). */
-int asen_tensor_full(asen_device *device, asen_dtype dtype, int ndim, const int64_t *shape, double value, asen_tensor **out);
-
 #define RULE(name) int grad_##name(const asen_node *node, asen_tensor *const *dy, asen_tensor **dx)
 #define X (node->saved_in)
 #define Y (node->saved_out)
