@@ -1,18 +1,11 @@
 /* Convolutions on oneDNN: forward (also with residual and ReLU), and both gradients.
  *
  * Activations go in as they lie (NHWC); filters are packed into what oneDNN asks for, filter
- * gradients unpacked from it to O,H,W,I. The filter gradient of a 1x1 convolution with stride 1
- * is one matrix product, dW (O, I) = dY^T (O, NHW) X (NHW, I), whose result lies as we want it. */
-#include "cpu_onednn.h"
+ * gradients unpacked from it to O,H,W,I, unless matrix products are faster there
+ * (cpu_onednn_conv_gemm.c). */
+#include "cpu_onednn_conv.h"
 
 #ifdef ASEN_ONEDNN
-
-/* x (n, ic, ih, iw), w (oc, ic/groups, kh, kw), y (n, oc, oh, ow) */
-typedef struct conv_shape {
-    int64_t n, ic, ih, iw, oc, kh, kw, oh, ow, groups;
-    int64_t stride[2], padding[2], dilation[2];
-    int64_t bias, residual, relu;
-} conv_shape;
 
 /* What every builder needs: descriptors as our tensors have them, and oneDNN's parameters. */
 typedef struct conv_descs {
@@ -20,10 +13,10 @@ typedef struct conv_descs {
     dnnl_dims_t stride, dilation, padding; /* dilation: oneDNN counts the gaps, 0 is dense */
 } conv_descs;
 
-static conv_shape conv_shape_of(const asen_tensor *x, const asen_tensor *y, const int64_t filter[2],
+static asen_conv_shape conv_shape_of(const asen_tensor *x, const asen_tensor *y, const int64_t filter[2],
                                 const asen_attrs_conv *a)
 {
-    conv_shape s = {.n = y->shape[0], .oc = y->shape[1], .oh = y->shape[2], .ow = y->shape[3],
+    asen_conv_shape s = {.n = y->shape[0], .oc = y->shape[1], .oh = y->shape[2], .ow = y->shape[3],
                     .ic = x->shape[1], .ih = x->shape[2], .iw = x->shape[3],
                     .kh = filter[0], .kw = filter[1], .groups = a->groups};
     for (int i = 0; i < 2; i++) {
@@ -34,7 +27,7 @@ static conv_shape conv_shape_of(const asen_tensor *x, const asen_tensor *y, cons
     return s;
 }
 
-static void conv_key(const conv_shape *s, asen_onednn_key *key)
+static void conv_key(const asen_conv_shape *s, asen_onednn_key *key)
 {
     key->count = 0;
     const int64_t *word = (const int64_t *)s; /* nothing but int64 */
@@ -48,7 +41,7 @@ static void conv_descs_free(conv_descs *d)
         if (all[i]) dnnl_memory_desc_destroy(all[i]);
 }
 
-static dnnl_status_t conv_descs_make(const conv_shape *s, conv_descs *d)
+static dnnl_status_t conv_descs_make(const asen_conv_shape *s, conv_descs *d)
 {
     *d = (conv_descs){.stride = {s->stride[0], s->stride[1]},
                       .dilation = {s->dilation[0] - 1, s->dilation[1] - 1},
@@ -76,7 +69,7 @@ static dnnl_status_t forward_pd(dnnl_engine_t engine, const conv_descs *d, dnnl_
 }
 
 /* The residual, then the ReLU, while the result is in registers. */
-static dnnl_status_t post_ops_set(const conv_shape *s, const conv_descs *d, dnnl_primitive_attr_t attr)
+static dnnl_status_t post_ops_set(const asen_conv_shape *s, const conv_descs *d, dnnl_primitive_attr_t attr)
 {
     if (!s->residual && !s->relu) return dnnl_success;
     dnnl_post_ops_t ops = NULL;
@@ -91,7 +84,7 @@ static dnnl_status_t post_ops_set(const conv_shape *s, const conv_descs *d, dnnl
 /* Arguments: x, w, y, then bias and residual where there are such. */
 static dnnl_status_t forward_build(dnnl_engine_t engine, asen_onednn_plan *plan, const void *context)
 {
-    const conv_shape *s = context;
+    const asen_conv_shape *s = context;
     conv_descs d;
     dnnl_primitive_attr_t attr = NULL;
     dnnl_primitive_desc_t pd = NULL;
@@ -117,7 +110,7 @@ static dnnl_status_t forward_build(dnnl_engine_t engine, asen_onednn_plan *plan,
 /* Arguments of the gradients: dy, w, dx or dy, dw, x. */
 static dnnl_status_t backward_build(dnnl_engine_t engine, asen_onednn_plan *plan, const void *context, bool weights)
 {
-    const conv_shape *s = context;
+    const asen_conv_shape *s = context;
     conv_descs d;
     dnnl_primitive_attr_t attr = NULL;
     dnnl_primitive_desc_t hint = NULL, pd = NULL;
@@ -158,7 +151,7 @@ static dnnl_status_t grad_weight_build(dnnl_engine_t engine, asen_onednn_plan *p
 }
 
 /* Finds the plan of the shape and runs it over `tensors`, in the builder's order of arguments. */
-static int conv_run(const asen_call *call, const conv_shape *s, asen_onednn_build build, asen_tensor *const *tensors)
+static int conv_run(const asen_call *call, const asen_conv_shape *s, asen_onednn_build build, asen_tensor *const *tensors)
 {
     asen_onednn_key key;
     asen_onednn_plan *plan = NULL;
@@ -169,7 +162,7 @@ static int conv_run(const asen_call *call, const conv_shape *s, asen_onednn_buil
     return status;
 }
 
-static int forward(const asen_call *call, conv_shape *s, asen_tensor *bias, asen_tensor *residual)
+static int forward(const asen_call *call, asen_conv_shape *s, asen_tensor *bias, asen_tensor *residual)
 {
     asen_tensor *tensors[ASEN_ONEDNN_ARGS] = {call->in[0], call->in[1], call->out[0]};
     int n = 3;
@@ -181,7 +174,7 @@ static int forward(const asen_call *call, conv_shape *s, asen_tensor *bias, asen
 int onednn_conv2d(const asen_call *call)
 {
     if (!asen_onednn_all_f32(call)) return ASEN_DECLINED;
-    conv_shape s = conv_shape_of(call->in[0], call->out[0], call->in[1]->shape + 2, &call->attrs->conv2d);
+    asen_conv_shape s = conv_shape_of(call->in[0], call->out[0], call->in[1]->shape + 2, &call->attrs->conv2d);
     return forward(call, &s, call->n_in > 2 ? call->in[2] : NULL, NULL);
 }
 
@@ -191,7 +184,7 @@ int onednn_conv2d_fused(const asen_call *call)
     const asen_attrs_conv_fused *f = &call->attrs->conv2d_fused;
     asen_attrs_conv a = {.stride = {f->stride[0], f->stride[1]}, .padding = {f->padding[0], f->padding[1]},
                          .dilation = {f->dilation[0], f->dilation[1]}, .groups = f->groups};
-    conv_shape s = conv_shape_of(call->in[0], call->out[0], call->in[1]->shape + 2, &a);
+    asen_conv_shape s = conv_shape_of(call->in[0], call->out[0], call->in[1]->shape + 2, &a);
     s.relu = f->relu != 0;
     return forward(call, &s, call->n_in > 2 ? call->in[2] : NULL, call->n_in > 3 ? call->in[3] : NULL);
 }
@@ -199,28 +192,17 @@ int onednn_conv2d_fused(const asen_call *call)
 int onednn_conv2d_grad_input(const asen_call *call)
 {
     if (!asen_onednn_all_f32(call)) return ASEN_DECLINED;
-    conv_shape s = conv_shape_of(call->out[0], call->in[0], call->in[1]->shape + 2, &call->attrs->conv2d_grad_input);
+    asen_conv_shape s = conv_shape_of(call->out[0], call->in[0], call->in[1]->shape + 2, &call->attrs->conv2d_grad_input);
     asen_tensor *tensors[] = {call->in[0], call->in[1], call->out[0]};
     return conv_run(call, &s, grad_input_build, tensors);
-}
-
-static bool is_matrix_product(const conv_shape *s)
-{
-    return s->groups == 1 && s->kh == 1 && s->kw == 1 && s->stride[0] == 1 && s->stride[1] == 1 &&
-           s->padding[0] == 0 && s->padding[1] == 0;
 }
 
 int onednn_conv2d_grad_weight(const asen_call *call)
 {
     if (!asen_onednn_all_f32(call)) return ASEN_DECLINED;
     const asen_tensor *dy = call->in[0], *x = call->in[1];
-    conv_shape s = conv_shape_of(x, dy, call->out[0]->shape + 2, &call->attrs->conv2d_grad_weight);
-    if (is_matrix_product(&s)) {
-        asen_onednn_threads();
-        dnnl_status_t status = dnnl_sgemm('T', 'N', s.oc, s.ic, s.n * s.oh * s.ow, 1.0f, asen_tensor_data(dy), s.oc,
-                                          asen_tensor_data(x), s.ic, 0.0f, asen_tensor_data(call->out[0]), s.ic);
-        return status == dnnl_success ? ASEN_OK : asen_onednn_fail(call, status);
-    }
+    asen_conv_shape s = conv_shape_of(x, dy, call->out[0]->shape + 2, &call->attrs->conv2d_grad_weight);
+    if (asen_onednn_conv_gemm_pays(&s)) return asen_onednn_conv_gemm_grad_weight(call, &s);
     asen_tensor *tensors[] = {call->in[0], call->out[0], call->in[1]};
     return conv_run(call, &s, grad_weight_build, tensors);
 }
