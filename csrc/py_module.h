@@ -10,13 +10,13 @@
 
 /* Every py_*.c file is a room. PY_ROOMS lists them in the order they are set up, and each
  * defines `int asen_py_add_<room>(PyObject *module)`: 0, or -1 with an exception set. */
-#define PY_ROOMS(ROOM)     \
-    ROOM(config)           \
-    ROOM(numpy)            \
-    ROOM(tensor)           \
-    ROOM(ops)              \
-    ROOM(dlpack)           \
-    ROOM(runtime)
+    ROOM(config) \
+    ROOM(numpy) \
+    ROOM(tensor) \
+    ROOM(ops) \
+    ROOM(dlpack) \
+    ROOM(runtime) \
+    ROOM(metrics)
 
 /* One list makes the state struct, its traverse and its clear. */
 #define PY_STATE(FIELD) \

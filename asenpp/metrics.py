@@ -1,0 +1,223 @@
+"""Retrieval and classification metrics.
+
+Ranking: candidates by falling similarity, ties in candidate order; average precision over the
+whole ranking, as ASEN++ evaluates (Dong et al. 2021). Long rankings run in C, block by block, so
+that nothing of the size queries x candidates is ever stored.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from . import _asen
+
+__all__ = ["average_precision", "classification_report", "format_report", "mean_average_precision",
+           "ranking", "total_map"]
+
+
+def _scores(scores, what: str) -> np.ndarray:
+    array = np.asarray(scores)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{what}: scores of dtype {array.dtype}, expected real numbers")
+    if array.ndim != 1:
+        raise ValueError(f"{what}: scores of shape {array.shape}, expected one axis: one ranking")
+    return np.ascontiguousarray(array, np.float64)
+
+
+def _features(vectors, name: str) -> np.ndarray:
+    array = np.asarray(vectors)
+    if array.dtype.kind != "f":
+        raise TypeError(f"mean_average_precision: {name} of dtype {array.dtype}, expected float32")
+    if array.ndim != 2:
+        raise ValueError(f"mean_average_precision: {name} of shape {array.shape}, expected "
+                         f"({name}, dimensions)")
+    return np.ascontiguousarray(array, np.float32)
+
+
+def _integers(values, name: str, what: str) -> np.ndarray:
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        raise TypeError(f"{what}: {name} of dtype {array.dtype}, expected integers")
+    if array.ndim != 1:
+        raise ValueError(f"{what}: {name} of shape {array.shape}, expected one axis")
+    return np.ascontiguousarray(array, np.int64)
+
+
+def _thread_count() -> int:
+    """The package's thread budget, or the processors that this process may use."""
+    budget = getattr(_asen, "get_num_threads", None)
+    if budget is not None:
+        return budget()
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def ranking(scores) -> np.ndarray:
+    """Indices of `scores` by falling score; equal scores keep their order.
+
+    scores: (n,) real numbers, compared as float64. Returns (n,) int64.
+    Raises ValueError for a NaN or another shape, TypeError for another dtype.
+    """
+    scores = _scores(scores, "ranking")
+    order = np.empty(scores.shape, np.int64)
+    _asen.metrics_rank(scores, order)
+    return order
+
+
+def average_precision(scores, relevant) -> float:
+    """Average precision of one ranking, in [0, 1].
+
+    Candidates are ranked by falling score, ties in the given order. AP is the mean, over the
+    ranks r of the relevant candidates, of (relevant ones among the first r) / r: over the whole
+    ranking, without a cut. 0 when nothing is relevant.
+
+    scores: (n,) real numbers. relevant: (n,) bool, or integers of which non-zero is relevant.
+    Raises ValueError for a NaN score or shapes that do not fit, TypeError for other dtypes.
+    """
+    scores = _scores(scores, "average_precision")
+    relevant = np.asarray(relevant)
+    if relevant.size and relevant.dtype.kind not in "biu":
+        raise TypeError(f"average_precision: relevant of dtype {relevant.dtype}, expected bool")
+    if relevant.shape != scores.shape:
+        raise ValueError(f"average_precision: scores of shape {scores.shape}, relevant of shape "
+                         f"{relevant.shape}: expected the same")
+    return _asen.metrics_average_precision(scores, np.ascontiguousarray(relevant != 0))
+
+
+def mean_average_precision(queries, candidates, q_values, c_values, *, per_query: bool = False,
+                           threads: int | None = None,
+                           progress: Callable[[int, int], object] | None = None):
+    """Mean over the queries of the average precision of ranking all candidates.
+
+    The similarity is the dot product in float32 (cosine similarity when the vectors have length
+    one); a candidate is relevant when its value is the query's. See `average_precision`.
+
+    queries: (Q, D), candidates: (C, D) floats, taken as float32. q_values: (Q,), c_values: (C,)
+    integers. Returns a float, or the APs (Q,) float64 with `per_query`. The result has the same
+    bits whatever `threads` is (default: the package's budget). `progress(done, Q)` is called
+    after each block of queries; Ctrl-C and its exceptions end the work there.
+    Memory: C x (D + 100 x threads) floats.
+
+    Raises ValueError for shapes that do not fit, no queries, no candidates, or a similarity that
+    is NaN (naming query and candidate), TypeError for other dtypes.
+    """
+    queries, candidates = _features(queries, "queries"), _features(candidates, "candidates")
+    q_values = _integers(q_values, "q_values", "mean_average_precision")
+    c_values = _integers(c_values, "c_values", "mean_average_precision")
+    if len(queries) == 0:
+        raise ValueError("mean_average_precision: no queries: leave this attribute out")
+    if threads is None:
+        threads = _thread_count()
+    elif threads < 1:
+        raise ValueError(f"mean_average_precision: threads={threads}, expected at least 1")
+    ap = np.empty(len(queries), np.float64)
+    _asen.metrics_average_precisions(queries, candidates, q_values, c_values, ap, threads, progress)
+    return ap if per_query else float(ap.mean())
+
+
+def total_map(per_attribute: Mapping[str, float] | Sequence[float],
+              counts: Mapping[str, int] | Sequence[int]) -> float:
+    """Mean of the attributes' mAPs weighted by their numbers of queries.
+
+    Both arguments are mappings with the same keys, or sequences of the same length. An attribute
+    without queries is left out, with a warning. Raises ValueError when they do not match, a count
+    is negative or no attribute has queries.
+    """
+    if isinstance(per_attribute, Mapping) != isinstance(counts, Mapping):
+        raise ValueError("total_map: one argument is a mapping, the other is not")
+    if isinstance(counts, Mapping):
+        if per_attribute.keys() != counts.keys():
+            odd = sorted(map(str, per_attribute.keys() ^ counts.keys()))
+            raise ValueError(f"total_map: only one of mAPs and counts has {', '.join(odd)}")
+        rows = [(name, per_attribute[name], counts[name]) for name in per_attribute]
+    else:
+        if len(per_attribute) != len(counts):
+            raise ValueError(f"total_map: {len(per_attribute)} mAPs, {len(counts)} counts")
+        rows = [(str(i), value, count) for i, (value, count) in enumerate(zip(per_attribute, counts))]
+    total, queries = 0.0, 0
+    for name, value, count in rows:
+        if count < 0:
+            raise ValueError(f"total_map: attribute {name} has {count} queries")
+        if count == 0:
+            warnings.warn(f"attribute {name} has no queries and is left out of the total mAP",
+                          stacklevel=2)
+            continue
+        total += float(value) * count
+        queries += count
+    if queries == 0:
+        raise ValueError("total_map: no attribute has queries")
+    return total / queries
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def classification_report(y_true, y_pred, names: Sequence[str] | int) -> dict:
+    """Top-1 accuracy and, per class and averaged, precision, recall, F1 and support.
+
+    y_true, y_pred: (n,) integers in 0 … K−1. names: the K class names, or K. Returns a dict of
+    plain numbers (JSON as it stands):
+
+        accuracy    share of right answers
+        per_class   K dicts {name, precision, recall, f1, support}, in class order
+        macro       {precision, recall, f1}: plain mean over all K classes
+        weighted    {precision, recall, f1}: mean weighted by support
+        confusion   K lists of K counts: rows are true classes, columns predicted ones
+        support     n
+
+    A ratio without anything under the line is 0: a class that never occurs and is never predicted
+    has zeros and stays in the macro mean. Raises ValueError for a class out of range (naming the
+    item), for lengths that differ and for no items, TypeError for other dtypes.
+    """
+    names = [str(i) for i in range(names)] if isinstance(names, int) else [str(name) for name in names]
+    y_true = _integers(y_true, "y_true", "classification_report")
+    y_pred = _integers(y_pred, "y_pred", "classification_report")
+    if y_true.shape != y_pred.shape:
+        raise ValueError(f"classification_report: {len(y_true)} true classes, {len(y_pred)} predicted")
+    if not names or not len(y_true):
+        raise ValueError("classification_report: no classes or no items")
+    counts = np.empty((len(names), len(names)), np.int64)
+    _asen.metrics_confusion(y_true, y_pred, counts)
+
+    confusion = counts.tolist()
+    n = len(y_true)
+    per_class = []
+    for k, name in enumerate(names):
+        hit, support = confusion[k][k], sum(confusion[k])
+        predicted = sum(row[k] for row in confusion)
+        per_class.append({"name": name, "precision": _ratio(hit, predicted),
+                          "recall": _ratio(hit, support), "f1": _ratio(2 * hit, predicted + support),
+                          "support": support})
+    keys = ("precision", "recall", "f1")
+    return {
+        "accuracy": sum(confusion[k][k] for k in range(len(names))) / n,
+        "per_class": per_class,
+        "macro": {key: sum(row[key] for row in per_class) / len(names) for key in keys},
+        "weighted": {key: sum(row[key] * row["support"] for row in per_class) / n for key in keys},
+        "confusion": confusion,
+        "support": n,
+    }
+
+
+def format_report(report: Mapping) -> str:
+    """A `classification_report` as a table of text, with the confusion matrix below."""
+    names = [row["name"] for row in report["per_class"]]
+    width = max([len(name) for name in names] + [len("weighted")])
+    lines = [f"{'':{width}}  precision  recall      f1  support"]
+    rows = [*report["per_class"],
+            *({"name": key, "support": report["support"], **report[key]} for key in ("macro", "weighted"))]
+    for row in rows:
+        lines.append(f"{row['name']:{width}}  {row['precision']:9.4f}  {row['recall']:6.4f}  "
+                     f"{row['f1']:6.4f}  {row['support']:7d}")
+    lines.append(f"{'accuracy':{width}}  {report['accuracy']:.4f}")
+    lines.append("confusion (row: true, column: predicted)")
+    digits = max(len(str(count)) for row in report["confusion"] for count in row)
+    for name, row in zip(names, report["confusion"]):
+        lines.append(f"{name:{width}}  " + "  ".join(f"{count:{digits}d}" for count in row))
+    return "\n".join(lines)
