@@ -4,7 +4,8 @@
  *
  * The mask of step 2 is never stored. Its byte is a non-decreasing function of the resized value
  * (subtraction, division, multiplication and truncation all are, rounding included), so a row holds
- * a kept pixel exactly when its greatest value is kept, and so does a column. */
+ * a kept pixel exactly when its greatest value is kept, and so does a column. The resized map is
+ * not stored either, but made row by row. */
 #include "image_api.h"
 
 #include <math.h>
@@ -12,6 +13,10 @@
 #include <string.h>
 
 #include "status.h"
+
+/* Rows are padded to whole blocks, with copies of the last column, and the loops over a block have
+ * a constant length: so the compiler vectorises them. */
+#define BLOCK 8
 
 /* Output i lies between inputs `first` and `second`; weight0 and weight1 belong to them. */
 typedef struct {
@@ -53,40 +58,97 @@ static void taps_of_rows(tap *taps, int64_t in, int64_t out)
     }
 }
 
-int asen_map_resize(const float *map, int64_t height, int64_t width, float *out, int64_t size_y, int64_t size_x)
+/* A map resized along its rows, and how its columns are to be mixed. */
+typedef struct {
+    int64_t stride; /* floats of a row: a multiple of BLOCK */
+    tap *rows;      /* (size_y) */
+    float *wide;    /* (height, stride) */
+    float *row;     /* (stride): one row of the result */
+} resizer;
+
+static void resizer_free(resizer *r)
 {
+    free(r->rows);
+    free(r->wide);
+    free(r->row);
+}
+
+static int resizer_init(resizer *r, const float *map, int64_t height, int64_t width, int64_t size_y, int64_t size_x)
+{
+    memset(r, 0, sizeof *r);
     if (height < 1 || width < 1 || size_y < 1 || size_x < 1 || height > ASEN_IMAGE_MAX_SIZE ||
         width > ASEN_IMAGE_MAX_SIZE || size_y > ASEN_IMAGE_MAX_SIZE || size_x > ASEN_IMAGE_MAX_SIZE)
         return asen_fail(ASEN_ERR_VALUE, "an attention map of %lld x %lld cannot be resized to %lld x %lld",
                          (long long)height, (long long)width, (long long)size_y, (long long)size_x);
-    tap *taps = malloc((size_t)(size_x + size_y) * sizeof *taps);
-    float *wide = malloc((size_t)(height * size_x) * sizeof *wide); /* (height, size_x) */
-    if (taps == NULL || wide == NULL) {
-        free(taps);
-        free(wide);
+    r->stride = (size_x + BLOCK - 1) / BLOCK * BLOCK;
+    tap *columns = malloc((size_t)size_x * sizeof *columns);
+    r->rows = malloc((size_t)size_y * sizeof *r->rows);
+    r->wide = malloc((size_t)(height * r->stride) * sizeof *r->wide);
+    r->row = malloc((size_t)r->stride * sizeof *r->row);
+    if (columns == NULL || r->rows == NULL || r->wide == NULL || r->row == NULL) {
+        free(columns);
+        resizer_free(r);
         return asen_fail(ASEN_ERR_MEMORY, "out of memory for resizing an attention map");
     }
-    tap *columns = taps, *rows = taps + size_x;
     taps_of_columns(columns, width, size_x);
-    taps_of_rows(rows, height, size_y);
+    taps_of_rows(r->rows, height, size_y);
     for (int64_t y = 0; y < height; y++) {
         const float *from = map + y * width;
-        float *to = wide + y * size_x;
-        for (int64_t x = 0; x < size_x; x++) {
-            tap t = columns[x];
-            to[x] = from[t.first] * t.weight0 + from[t.second] * t.weight1;
-        }
-    }
-    for (int64_t y = 0; y < size_y; y++) {
-        tap t = rows[y];
-        const float *a = wide + t.first * size_x, *b = wide + t.second * size_x;
-        float *to = out + y * size_x;
+        float *to = r->wide + y * r->stride;
         for (int64_t x = 0; x < size_x; x++)
-            to[x] = a[x] * t.weight0 + b[x] * t.weight1;
+            to[x] = from[columns[x].first] * columns[x].weight0 + from[columns[x].second] * columns[x].weight1;
+        for (int64_t x = size_x; x < r->stride; x++)
+            to[x] = to[size_x - 1];
     }
-    free(taps);
-    free(wide);
+    free(columns);
     return ASEN_OK;
+}
+
+/* Row y of the result, in r->row. */
+static void make_row(const resizer *r, int64_t y)
+{
+    float w0 = r->rows[y].weight0, w1 = r->rows[y].weight1;
+    const float *restrict a = r->wide + r->rows[y].first * r->stride;
+    const float *restrict b = r->wide + r->rows[y].second * r->stride;
+    float *restrict to = r->row;
+    for (int64_t x = 0; x < r->stride; x += BLOCK)
+        for (int k = 0; k < BLOCK; k++)
+            to[x + k] = a[x + k] * w0 + b[x + k] * w1;
+}
+
+int asen_map_resize(const float *map, int64_t height, int64_t width, float *out, int64_t size_y, int64_t size_x)
+{
+    resizer r;
+    int status = resizer_init(&r, map, height, width, size_y, size_x);
+    if (status)
+        return status;
+    for (int64_t y = 0; y < size_y; y++) {
+        make_row(&r, y);
+        memcpy(out + y * size_x, r.row, (size_t)size_x * sizeof *out);
+    }
+    resizer_free(&r);
+    return ASEN_OK;
+}
+
+/* Raises the column's greatest values, and returns the row's extremes. */
+static void scan_row(const float *restrict row, int64_t stride, float *restrict columns, float *most, float *least)
+{
+    float high[BLOCK], low[BLOCK];
+    memcpy(high, row, sizeof high);
+    memcpy(low, row, sizeof low);
+    for (int64_t x = 0; x < stride; x += BLOCK)
+        for (int k = 0; k < BLOCK; k++) {
+            float v = row[x + k];
+            columns[x + k] = v > columns[x + k] ? v : columns[x + k];
+            high[k] = v > high[k] ? v : high[k];
+            low[k] = v < low[k] ? v : low[k];
+        }
+    *most = high[0];
+    *least = low[0];
+    for (int k = 1; k < BLOCK; k++) {
+        *most = high[k] > *most ? high[k] : *most;
+        *least = low[k] < *least ? low[k] : *least;
+    }
 }
 
 /* Is a resized value kept by steps 2: uint8(255 * (v - low)/(high - low)) > floor(255 * threshold)? */
@@ -126,25 +188,20 @@ static int64_t to_image(int64_t v, int64_t size, int64_t shorter)
     return (int64_t)((double)v / (double)size * (double)shorter);
 }
 
-/* Steps 2 to 4: the square (x, y, d) in the resized map (size, size); `greatest` is scratch for
- * 2*size floats: the greatest value of each column, then of each row. */
-static int box_in_map(const float *map, int64_t size, double threshold, float *greatest, asen_image_box *box)
+/* Steps 2 to 4: the square (x, y, d) in the resized map (size, size). `greatest` is scratch for
+ * the greatest value of each column (r->stride floats), then of each row (size). */
+static int box_in_map(const resizer *r, int64_t size, double threshold, float *greatest, asen_image_box *box)
 {
-    float *columns = greatest, *rows = greatest + size;
-    float low = map[0], high = map[0];
-    for (int64_t x = 0; x < size; x++)
-        columns[x] = map[x];
+    float *columns = greatest, *rows = greatest + r->stride;
+    float low = INFINITY, high = -INFINITY;
+    for (int64_t x = 0; x < r->stride; x++)
+        columns[x] = -INFINITY;
     for (int64_t y = 0; y < size; y++) {
-        const float *row = map + y * size;
-        float most = row[0], least = row[0];
-        for (int64_t x = 0; x < size; x++) {
-            columns[x] = row[x] > columns[x] ? row[x] : columns[x];
-            most = row[x] > most ? row[x] : most;
-            least = row[x] < least ? row[x] : least;
-        }
-        rows[y] = most;
+        float least;
+        make_row(r, y);
+        scan_row(r->row, r->stride, columns, &rows[y], &least);
         low = least < low ? least : low;
-        high = most > high ? most : high;
+        high = rows[y] > high ? rows[y] : high;
     }
     float range = high - low;
     if (!isfinite(range))
@@ -183,14 +240,18 @@ int asen_map_box(const float *map, int64_t map_height, int64_t map_width, int64_
     for (int64_t i = 0; i < map_height * map_width; i++)
         if (!isfinite(map[i]))
             return asen_fail(ASEN_ERR_VALUE, "the attention map holds NaN or infinity");
-    float *resized = malloc((size_t)(global_size * global_size + 2 * global_size) * sizeof *resized);
-    if (resized == NULL)
-        return asen_fail(ASEN_ERR_MEMORY, "out of memory for an attention map of %lld x %lld",
-                         (long long)global_size, (long long)global_size);
-    int status = asen_map_resize(map, map_height, map_width, resized, global_size, global_size);
-    if (status == ASEN_OK)
-        status = box_in_map(resized, global_size, threshold, resized + global_size * global_size, box);
-    free(resized);
+    resizer r;
+    int status = resizer_init(&r, map, map_height, map_width, global_size, global_size);
+    if (status)
+        return status;
+    float *greatest = malloc((size_t)(r.stride + global_size) * sizeof *greatest);
+    if (greatest == NULL)
+        status = asen_fail(ASEN_ERR_MEMORY, "out of memory for an attention map of %lld x %lld",
+                           (long long)global_size, (long long)global_size);
+    else
+        status = box_in_map(&r, global_size, threshold, greatest, box);
+    free(greatest);
+    resizer_free(&r);
     if (status)
         return status;
     int64_t shorter = image_height < image_width ? image_height : image_width;
