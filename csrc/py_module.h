@@ -16,7 +16,8 @@
     ROOM(ops) \
     ROOM(dlpack) \
     ROOM(runtime) \
-    ROOM(metrics)
+    ROOM(metrics) \
+    ROOM(image)
 
 /* One list makes the state struct, its traverse and its clear. */
 #define PY_STATE(FIELD) \
