@@ -10,6 +10,7 @@
 
 /* Every py_*.c file is a room. PY_ROOMS lists them in the order they are set up, and each
  * defines `int asen_py_add_<room>(PyObject *module)`: 0, or -1 with an exception set. */
+#define PY_ROOMS(ROOM) \
     ROOM(config) \
     ROOM(numpy) \
     ROOM(tensor) \
