@@ -1,0 +1,25 @@
+#!/bin/sh
+# The main job, whole: prepares FashionMNIST, trains both stages, tests, and prints the table.
+# Called by `make fashion-mnist`, with the interpreter of the virtual environment as argument.
+# QUICK=1 runs a reduced version of it (a few minutes; the figures mean nothing).
+set -eu
+python=$1
+if [ "${QUICK:-0}" = 1 ]; then
+    data=FashionMNIST-quick
+    sizes="--train 1200 --valid 200 --test 400"
+    opts="DATA.DATASET $data DATA.NUM_TRIPLETS 640 SOLVER.EPOCHS 1 SAVE_DIR runs/quick"
+    runs=runs/quick
+else
+    data=FashionMNIST
+    sizes=""
+    opts=""
+    runs=runs
+fi
+cfg="config/FashionMNIST/FashionMNIST.yaml config/FashionMNIST"
+# shellcheck disable=SC2086  # lists of words
+{
+    "$python" -m asenpp.data fashion_mnist --out "data/$data" $sizes
+    "$python" main.py --overwrite --cfg $cfg/s1.yaml ${opts:+--opts $opts}
+    "$python" main.py --overwrite --cfg $cfg/s2.yaml --resume "$runs/FashionMNIST_s1/model_best.pth.tar" ${opts:+--opts $opts}
+    "$python" main.py --cfg $cfg/s2.yaml --resume "$runs/FashionMNIST_s2/model_best.pth.tar" --test TEST ${opts:+--opts $opts}
+}
