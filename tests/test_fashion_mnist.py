@@ -152,7 +152,7 @@ LABELS = np.arange(400, dtype=np.uint8) % 10
 
 
 @pytest.mark.parametrize("name, data, message", [
-    ("train-labels-idx1-ubyte.gz", None, "train-labels-idx1-ubyte.gz is not there.*apt-get install dataset-fashion-mnist"),
+    ("train-labels-idx1-ubyte.gz", None, "labels-idx1-ubyte.gz is not there.*apt-get install dataset-fashion-mnist"),
     ("train-labels-idx1-ubyte.gz", gzip.compress(idx(LABELS))[:-9], "cannot be read"),
     ("train-labels-idx1-ubyte.gz", gzip.compress(idx(LABELS)[:-1]), "407 bytes, its header says 408"),
     ("train-labels-idx1-ubyte.gz", b"<html>not found</html>", "not an IDX file.*3c68746d"),

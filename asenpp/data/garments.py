@@ -8,7 +8,7 @@ itself (every value equally often, so that none tells anything about another):
     neckline        the cut at the neck
     pattern         on the body of the top (not on the sleeves)
     colour          of the skirt or trousers (that of the top is chance)
-    style           told by the bag: briefcase, handbag or backpack
+    style           told by the bag: dark briefcase, red handbag or green backpack
 
 All else is chance and says nothing: skirt or trousers, the top's colours, skin, hair, pose of the
 arms, hand that holds the bag, place and size of the figure, background, light, noise. Where each
@@ -42,11 +42,13 @@ OVERSAMPLE = 3
 
 COLOURS = {"red": (196, 36, 40), "yellow": (236, 196, 40), "green": (40, 142, 66),
            "blue": (38, 84, 190), "purple": (136, 52, 160), "black": (30, 30, 34)}
-TOP_COLOURS = ((240, 236, 228), (206, 64, 60), (70, 110, 180), (90, 150, 100), (226, 190, 80),
-               (150, 90, 160), (110, 112, 120), (236, 160, 170), (120, 190, 190))
+# Cool or light, so that fabric and skin are never mistaken for each other.
+TOP_COLOURS = ((240, 240, 238), (70, 120, 196), (64, 160, 120), (150, 110, 190), (110, 190, 200),
+               (120, 126, 140))
 SKINS = ((255, 224, 196), (241, 194, 157), (224, 172, 125), (198, 134, 86), (141, 85, 48), (92, 58, 38))
 HAIRS = ((30, 24, 22), (70, 44, 26), (120, 76, 40), (200, 160, 90), (120, 120, 124), (150, 60, 30))
-BAGS = ((60, 42, 30), (120, 78, 44), (40, 44, 60), (150, 40, 50), (70, 100, 70), (190, 170, 140))
+BAGS = {"formal": (58, 42, 34), "semi-formal": (190, 44, 66), "casual": (60, 140, 90)}
+SHOES = ((40, 28, 22), (80, 50, 30), (30, 32, 44), (110, 30, 38))
 
 # The figure, in units of its height, its middle at x = 0.5.
 SHOULDER, CHEST, WAIST, HEM = 0.215, 0.30, 0.47, 0.53      # heights
@@ -93,6 +95,9 @@ class _Canvas:
     def polygon(self, points: list[Point], fill: Any) -> None:
         self.draw.polygon([self.at(p) for p in points], fill=fill)
 
+    def rectangle(self, x: float, y: float, width: float, height: float, fill: Any) -> None:
+        self.polygon([(x, y), (x + width, y), (x + width, y + height), (x, y + height)], fill)
+
     def ellipse(self, centre: Point, rx: float, ry: float, fill: Any = None, outline: Any = None,
                 width: float = 0.0) -> None:
         x, y = self.at(centre)
@@ -127,8 +132,8 @@ def _background(rng: random.Random, pixels: int) -> Any:
     from PIL import Image, ImageDraw
 
     def muted() -> tuple[int, ...]:
-        grey = rng.randint(120, 235)
-        return _vary(rng, (grey, grey, grey), 22)
+        grey = rng.randint(150, 225)
+        return _vary(rng, (grey, grey, grey), 14)
 
     image = Image.new("RGB", (1, 2))
     image.putdata([muted(), muted()])
@@ -155,7 +160,7 @@ def _draw_pattern(canvas: _Canvas, rng: random.Random, pattern: str, base: tuple
     light = sum(base) > 400
     ink = _shade(base, rng.uniform(0.3, 0.5)) if light else tuple(
         round(255 - (255 - channel) * rng.uniform(0.15, 0.3)) for channel in base)
-    period = rng.uniform(0.046, 0.058)
+    period = rng.uniform(0.06, 0.075)
     cover = Image.new("L", canvas.image.size)
     ImageDraw.Draw(cover).polygon([canvas.at(p) for p in outline], fill=255)
     marks = Image.new("L", canvas.image.size)
@@ -188,7 +193,7 @@ def _draw_neckline(canvas: _Canvas, neckline: str, skin: tuple[int, ...], base: 
     if neckline == "high":
         canvas.polygon([(0.445, 0.145), (0.555, 0.145), (0.575, 0.225), (0.425, 0.225)], _shade(base, 0.9))
         for y in (0.168, 0.192):
-            canvas.polygon([(0.438, y), (0.562, y), (0.562, y + 0.006), (0.438, y + 0.006)], edge)
+            canvas.rectangle(0.438, y, 0.124, 0.006, edge)
     elif neckline == "round":
         canvas.ellipse((0.5, 0.21), 0.092, 0.062, edge)
         canvas.ellipse((0.5, 0.21), 0.082, 0.052, skin)
@@ -196,8 +201,8 @@ def _draw_neckline(canvas: _Canvas, neckline: str, skin: tuple[int, ...], base: 
         canvas.polygon([(0.40, 0.195), (0.60, 0.195), (0.5, 0.345)], edge)
         canvas.polygon([(0.415, 0.195), (0.585, 0.195), (0.5, 0.322)], skin)
     else:
-        canvas.polygon([(0.395, 0.19), (0.605, 0.19), (0.605, 0.29), (0.395, 0.29)], edge)
-        canvas.polygon([(0.407, 0.19), (0.593, 0.19), (0.593, 0.278), (0.407, 0.278)], skin)
+        canvas.rectangle(0.395, 0.19, 0.21, 0.10, edge)
+        canvas.rectangle(0.407, 0.19, 0.186, 0.088, skin)
 
 
 def _draw_bag(canvas: _Canvas, style: str, hand: Point, colour: tuple[int, ...]) -> list[Point]:
@@ -206,14 +211,12 @@ def _draw_bag(canvas: _Canvas, style: str, hand: Point, colour: tuple[int, ...])
     dark, light = _shade(colour, 0.6), _shade(colour, 1.5)
     top = y + 0.045
     if style == "formal":       # a briefcase: wide, a stiff handle, a lid with two locks
-        canvas.draw.line([canvas.at(p) for p in ((x - 0.04, top), (x - 0.04, y), (x + 0.04, y), (x + 0.04, top))],
-                         fill=dark, width=canvas.length(0.016))
-        canvas.polygon([(x - 0.115, top), (x + 0.115, top), (x + 0.115, top + 0.14), (x - 0.115, top + 0.14)], colour)
-        canvas.polygon([(x - 0.115, top + 0.05), (x + 0.115, top + 0.05), (x + 0.115, top + 0.062),
-                        (x - 0.115, top + 0.062)], dark)
+        handle = ((x - 0.04, top), (x - 0.04, y), (x + 0.04, y), (x + 0.04, top))
+        canvas.draw.line([canvas.at(p) for p in handle], fill=dark, width=canvas.length(0.016))
+        canvas.rectangle(x - 0.115, top, 0.23, 0.14, colour)
+        canvas.rectangle(x - 0.115, top + 0.05, 0.23, 0.012, dark)
         for lock in (x - 0.06, x + 0.06):
-            canvas.polygon([(lock - 0.014, top + 0.042), (lock + 0.014, top + 0.042),
-                            (lock + 0.014, top + 0.075), (lock - 0.014, top + 0.075)], (230, 200, 110))
+            canvas.rectangle(lock - 0.014, top + 0.042, 0.028, 0.033, (230, 200, 110))
     elif style == "semi-formal":  # a handbag: a high arched handle, a body that widens downwards
         canvas.ellipse((x, top + 0.015), 0.055, 0.075, None, dark, 0.016)
         canvas.polygon([(x - 0.06, top + 0.02), (x + 0.06, top + 0.02), (x + 0.10, top + 0.14),
@@ -222,12 +225,9 @@ def _draw_bag(canvas: _Canvas, style: str, hand: Point, colour: tuple[int, ...])
     else:                       # a backpack: high and rounded, a loop, a front pocket
         canvas.ellipse((x, top - 0.01), 0.025, 0.03, None, dark, 0.014)
         canvas.ellipse((x, top + 0.055), 0.085, 0.065, colour)
-        canvas.polygon([(x - 0.085, top + 0.055), (x + 0.085, top + 0.055), (x + 0.085, top + 0.165),
-                        (x - 0.085, top + 0.165)], colour)
-        canvas.polygon([(x - 0.058, top + 0.085), (x + 0.058, top + 0.085), (x + 0.058, top + 0.15),
-                        (x - 0.058, top + 0.15)], light)
-        canvas.polygon([(x - 0.058, top + 0.085), (x + 0.058, top + 0.085), (x + 0.058, top + 0.098),
-                        (x - 0.058, top + 0.098)], dark)
+        canvas.rectangle(x - 0.085, top + 0.055, 0.17, 0.11, colour)
+        canvas.rectangle(x - 0.058, top + 0.085, 0.116, 0.065, light)
+        canvas.rectangle(x - 0.058, top + 0.085, 0.116, 0.013, dark)
     return [(x - 0.115, y - 0.02), (x + 0.115, top + 0.165)]
 
 
@@ -270,12 +270,12 @@ def draw_garment(values: tuple[int, ...], seed: int, size: int = 128) -> Garment
     skin, hair = _vary(rng, rng.choice(SKINS), 8), _vary(rng, rng.choice(HAIRS), 10)
     base = _vary(rng, rng.choice(TOP_COLOURS), 14)
     lower = _vary(rng, COLOURS[chosen["colour"]], 16)
-    bag = _vary(rng, rng.choice(BAGS), 14)
+    bag = _vary(rng, BAGS[chosen["style"]], 24)
     boxes: dict[str, list[Box]] = {}
 
     # Legs and shoes, then the skirt or trousers over them.
     apart = rng.uniform(0.05, 0.075)
-    shoe = _shade(_vary(rng, rng.choice(BAGS), 10), 0.7)
+    shoe = _vary(rng, rng.choice(SHOES), 8)
     for side in (-1, 1):
         canvas.limb([(0.5 + side * 0.055, 0.5), (0.5 + side * apart, ANKLE)], 0.062, skin)
         canvas.ellipse((0.5 + side * (apart + 0.015), ANKLE + 0.012), 0.05, 0.022, shoe)
@@ -304,9 +304,8 @@ def draw_garment(values: tuple[int, ...], seed: int, size: int = 128) -> Garment
         canvas.ellipse((0.5, 0.095), 0.085, 0.10, hair)
     canvas.limb([(0.5, 0.11), (0.5, 0.2)], 0.075, skin)
     canvas.ellipse((0.5, 0.082), 0.062, 0.075, skin)
-    canvas.draw.pieslice((*map(min, zip(canvas.at((0.432, 0.0)), canvas.at((0.568, 0.12)))),
-                          *map(max, zip(canvas.at((0.432, 0.0)), canvas.at((0.568, 0.12))))),
-                         180, 360, fill=hair)
+    (left, top), (right, bottom) = canvas.at((0.432, 0.0)), canvas.at((0.568, 0.12))
+    canvas.draw.pieslice((min(left, right), top, max(left, right), bottom), 180, 360, fill=hair)
 
     # Arms with sleeves, then the body of the top, so that the pattern ends at the shoulder.
     arms = [_arm(rng, -1, rng.uniform(0.12, 0.75)), _arm(rng, 1, rng.uniform(0.45, 0.75))]
@@ -337,9 +336,10 @@ def draw_garment(values: tuple[int, ...], seed: int, size: int = 128) -> Garment
     image = canvas.image.resize((size, size), Image.Resampling.BOX)
     noise = np.random.RandomState(rng.randrange(2**32))
     ramp = np.linspace(-1, 1, size)
-    light = (rng.uniform(0.82, 1.12) + rng.uniform(-0.14, 0.14) * ramp[:, None]
-             + rng.uniform(-0.14, 0.14) * ramp[None, :])
-    lit = np.asarray(image, np.float64) * light[..., None] + noise.normal(0, rng.uniform(1, 6), (size, size, 3))
+    light = (rng.uniform(0.86, 1.08) + rng.uniform(-0.1, 0.1) * ramp[:, None]
+             + rng.uniform(-0.1, 0.1) * ramp[None, :])
+    grain = noise.normal(0, rng.uniform(1, 4), (size, size, 3))
+    lit = np.asarray(image, np.float64) * light[..., None] + grain
     return Garment(np.clip(np.rint(lit), 0, 255).astype(np.uint8), {name: boxes[name] for name in NAMES})
 
 

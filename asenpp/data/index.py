@@ -248,9 +248,11 @@ def read_attributes(cfg: Any) -> Attributes:
                         "one number of values for each name")
     for name, size in zip(names, sizes):
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise DataError(f"DATA.ATTRIBUTES.NUM: {size!r} values for '{name}', a positive integer was expected")
+            raise DataError(f"DATA.ATTRIBUTES.NUM: {size!r} values for '{name}', a positive integer "
+                            "was expected")
     if data.NUM_ATTRIBUTES not in (-1, len(names)):
-        raise DataError(f"DATA.NUM_ATTRIBUTES is {data.NUM_ATTRIBUTES}, but DATA.ATTRIBUTES names {len(names)}")
+        raise DataError(f"DATA.NUM_ATTRIBUTES is {data.NUM_ATTRIBUTES}, but DATA.ATTRIBUTES names "
+                        f"{len(names)}")
     return Attributes(names, tuple(int(size) for size in sizes))
 
 
