@@ -1,0 +1,57 @@
+#!/bin/sh
+# Builds the C core with AddressSanitizer and UndefinedBehaviorSanitizer into build/sanitize, beside
+# the ordinary build, and runs tests on it: those named as arguments, or the image tests.
+#
+#   tests/sanitize.sh [PYTEST OPTION OR TEST ...]
+#
+# PYTHON and CC may name another interpreter and compiler (gcc or clang with its runtime as a shared
+# library). Any report ends the run with an error. Leaks are not looked for: Python has its own.
+set -eu
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-python}
+compiler=${CC:-cc}
+folder=$root/build/sanitize
+
+tests=0
+for argument in "$@"; do
+    case $argument in -*) ;; *) tests=1 ;; esac
+done
+if [ $tests -eq 0 ]; then
+    set -- "$@" "$root/tests/test_transforms.py" "$root/tests/test_loader.py"
+fi
+i=$#
+while [ "$i" -gt 0 ]; do # arguments relative to where the user stands
+    case $1 in
+    -* | /*) argument=$1 ;;
+    *) if [ -e "${1%%::*}" ]; then argument=$(pwd)/$1; else argument=$1; fi ;;
+    esac
+    shift
+    set -- "$@" "$argument"
+    i=$((i - 1))
+done
+
+cd "$root"
+ASENPP_CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g" \
+    "$python" setup.py -q build_ext --build-temp "$folder/objects" --build-lib "$folder/lib"
+(cd asenpp && find . -name '*.py' -print) | while read -r file; do
+    mkdir -p "$folder/lib/asenpp/$(dirname "$file")"
+    cp "asenpp/$file" "$folder/lib/asenpp/$file"
+done
+
+preload=
+for library in libasan.so libubsan.so; do
+    path=$("$compiler" -print-file-name=$library)
+    case $path in
+    /*) preload="$preload${preload:+:}$path" ;;
+    *) echo "sanitize.sh: $compiler has no $library: install its sanitizer runtime" >&2; exit 1 ;;
+    esac
+done
+
+cd "$folder/lib" # so that `python -m` finds this asenpp first
+export LD_PRELOAD="$preload"
+export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:allocator_may_return_null=1
+export UBSAN_OPTIONS=print_stacktrace=1
+export PYTHONMALLOC=malloc # Python's own pools would hide overruns
+"$python" -c 'import sys, asenpp._asen as m; sys.exit(not m.__file__.startswith(sys.argv[1]))' "$folder"
+# The reports go to the process's own stderr, past what pytest captures.
+exec "$python" -m pytest -p no:cacheprovider -p no:faulthandler --capture=sys "$@"
