@@ -93,7 +93,7 @@ int asen_plugin_load(const char *path)
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (library == NULL)
         return asen_fail(ASEN_ERR_DEVICE, "cannot load the plugin: %s", dlerror());
-    asen_plugin_init init;
+    asen_plugin_init_fn init;
     *(void **)&init = dlsym(library, ASEN_PLUGIN_SYMBOL);
     if (init == NULL) {
         dlclose(library);

@@ -69,7 +69,7 @@ typedef struct asen_services {
 
 /* A plugin exports exactly this symbol. */
 #define ASEN_PLUGIN_SYMBOL "asen_plugin_init"
-typedef int (*asen_plugin_init)(const asen_services *services, const asen_backend **out);
+typedef int (*asen_plugin_init_fn)(const asen_services *services, const asen_backend **out);
 
 /* dlopens a plugin, checks ABI and op list, adds its device under its backend's name. */
 int asen_plugin_load(const char *path);

@@ -130,7 +130,7 @@ def test_an_error_comes_at_its_batch_and_names_the_file(paths, tmp_path, workers
                 next(run)
             with pytest.raises(StopIteration):
                 next(run)
-            assert loader.stats()["decoded_bytes"] == 0
+        assert loader.stats()["decoded_bytes"] == 0, "closed: no thread is working any more"
 
 
 def test_of_several_errors_the_first_in_the_batch_is_raised(paths, tmp_path):
