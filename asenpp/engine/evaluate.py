@@ -1,0 +1,232 @@
+"""Evaluation: features of all queries and candidates, then mean average precision by attribute.
+
+The backbone runs once an image; attention (and the local branch) once for each attribute that is
+asked of it. A feature is the L2-normalised embedding, with the local branch
+[sqrt(BETA) global ; sqrt(1 - BETA) local], so that dot products are BETA-weighted cosines.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import numpy as np
+
+from .. import _asen
+from ..data.checks import check_eval, check_images
+from ..data.index import EvalSet, load_eval
+from ..metrics import classification_report, format_report, mean_average_precision, total_map
+from ..nn import functional as F
+from .errors import EngineError, Interrupted
+from .log import MetricsFile, duration, get_logger, progress
+from .run import choose_device, make_loader, no_grad, set_threads
+from .state import RunFolder, read, take_weights, thread_warning
+from .step import as_images, as_map
+from .stop import StopSignals
+
+__all__ = ["evaluate", "Evaluation"]
+
+_LONG = 60.0            # seconds from which on an evaluation announces itself
+_MEASURED = 4           # batches after which it is estimated how long the rest takes
+
+
+class Evaluation:
+    """The evaluation of one split, ready to be run on any state of a model.
+
+    Keeps a loader (threads and a cache of images): close it, or use it as a context manager.
+    """
+
+    def __init__(self, cfg: Any, split: str, logger: Any) -> None:
+        self.cfg, self.logger, self.split = cfg, logger, split.upper()
+        data = load_eval(cfg, split)
+        for warning in check_eval(data):
+            logger.warning(warning)
+        self.data = _first_queries(data, cfg.EVAL.SUBSET)
+        self.wanted = self.data.features()
+        check_images(data.dataset, [data.paths[i] for i in self.wanted.images])
+        self.loader = make_loader(cfg, data.paths, keep_images=cfg.MODEL.LOCAL.ENABLE)
+
+    def feature_bytes(self) -> int:
+        """Bytes that the features will take."""
+        return len(self.wanted.pairs) * self._width() * 4
+
+    def _width(self) -> int:
+        return self.cfg.MODEL.EMBED_SIZE * (2 if self.cfg.MODEL.LOCAL.ENABLE else 1)
+
+    def __enter__(self) -> "Evaluation":
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.loader.close()
+
+    def run(self, model: Any, device: str = "cpu", stop: StopSignals | None = None) -> dict[str, Any]:
+        """Evaluates `model`, and logs the result. See `evaluate`. Raises Interrupted where `stop` asks."""
+        stop = stop or StopSignals()
+        was_training = model.training
+        model.eval()
+        try:
+            with no_grad():
+                features, classes = self._features(model, device, stop)
+        finally:
+            model.train(was_training)
+        result = self._scores(features, stop)
+        if classes is not None:
+            result["style"] = self._report(classes)
+        self._log(result)
+        return result
+
+    # -- features -----------------------------------------------------------------------------------
+
+    def _features(self, model: Any, device: str, stop: StopSignals) -> tuple[np.ndarray, np.ndarray | None]:
+        """(pairs, D) float32, and for style models the class predicted for each pair of attribute 0."""
+        images, size = self.wanted.images, self.cfg.DATA.TEST_BATCHSIZE
+        features = np.empty((len(self.wanted.pairs), self._width()), np.float32)
+        classes = np.full(len(features), -1, np.int64) if self.cfg.MODEL.TYPE != "ASEN" else None
+        starts = range(0, len(images), size)
+        batches = self.loader.iterate((images[a:a + size].tolist(), a) for a in starts)
+        began = time.monotonic()
+        try:
+            for number, batch in enumerate(progress(batches, len(starts), f"evaluate {self.split}", " batches")):
+                stop.check()
+                self._batch(model, device, batch, features, classes)
+                if number + 1 == _MEASURED < len(starts):
+                    left = (time.monotonic() - began) / _MEASURED * (len(starts) - _MEASURED)
+                    if left > _LONG:
+                        self.logger.info("evaluating %d images takes about %s (EVAL.SUBSET N evaluates only N "
+                                         "queries of each attribute)", len(images), duration(left))
+        finally:
+            batches.close()
+        return features, classes
+
+    def _batch(self, model: Any, device: str, batch: Any, features: np.ndarray, classes: np.ndarray | None) -> None:
+        wanted, start, beta = self.wanted, batch.extra, self.cfg.SOLVER.BETA
+        begin, end = wanted.first[start], wanted.first[start + len(batch.ids)]
+        rows, attributes = wanted.pairs[begin:end, 0] - start, wanted.pairs[begin:end, 1]
+        maps = model.backbone(as_images(batch.pixels, device), "global")
+        for attribute in np.unique(attributes):
+            chosen = np.flatnonzero(attributes == attribute)
+            asked = np.full(len(chosen), attribute)
+            mine = _take(maps, rows[chosen], len(batch.ids))
+            embedding, attention = model.attend(mine, asked, "global")
+            feature = F.normalize(embedding)
+            if model.has_local:
+                some = dataclasses.replace(batch, ids=[batch.ids[r] for r in rows[chosen]],
+                                           images=[batch.images[r] for r in rows[chosen]])
+                crops = as_images(some.local(as_map(attention)), device)
+                local = F.normalize(model.forward_branch("local", crops, asked)[0])
+                feature = _asen.cat([feature * math.sqrt(beta), local * math.sqrt(1 - beta)], dim=1)
+            features[begin + chosen] = feature.to(device="cpu").numpy()
+            if classes is not None and attribute == 0:
+                logits = model.logits(embedding, mine).to(device="cpu").numpy()
+                classes[begin + chosen] = logits.argmax(axis=1)
+
+    # -- scores -------------------------------------------------------------------------------------
+
+    def _scores(self, features: np.ndarray, stop: StopSignals) -> dict[str, Any]:
+        data, wanted = self.data, self.wanted
+        scores, counts = {}, {}
+        for attribute, queries, candidates in data.by_attribute():
+            if not len(queries):
+                continue
+            name = data.attributes.names[attribute]
+            q, c = features[wanted.queries[queries]], features[wanted.candidates[candidates]]
+            for what, rows in (("queries", q), ("candidates", c)):
+                if not np.isfinite(rows).all():
+                    raise EngineError(f"features of {what} of attribute {name} are not finite: the weights are "
+                                      "spoilt (NaN or infinite); go back to an earlier checkpoint")
+            scores[name] = mean_average_precision(
+                q, c, data.queries.values[queries], data.candidates.values[candidates],
+                progress=lambda done, all_: stop.check())
+            counts[name] = len(queries)
+        if not scores:
+            raise EngineError(f"data set {data.dataset}, {self.split}: no attribute has queries")
+        return {"split": self.split, "mAP": total_map(scores, counts), "attributes": scores, "queries": counts,
+                "images": len(wanted.images), "subset": self.cfg.EVAL.SUBSET}
+
+    def _report(self, classes: np.ndarray) -> dict[str, Any]:
+        """Classification of attribute 0 over queries and candidates together."""
+        data, wanted = self.data, self.wanted
+        truth, guess = [], []
+        for labels, pairs in ((data.queries, wanted.queries), (data.candidates, wanted.candidates)):
+            mine = labels.attributes == 0
+            truth.append(labels.values[mine])
+            guess.append(classes[pairs[mine]])
+        values = self.cfg.DATA.ATTRIBUTES.get("VALUES")
+        names = list(values[0]) if values and values[0] else [str(i) for i in range(data.attributes.sizes[0])]
+        return classification_report(np.concatenate(truth), np.concatenate(guess), names)
+
+    def _log(self, result: dict[str, Any]) -> None:
+        for name, score in result["attributes"].items():
+            self.logger.info("%s MeanAP: %.4f", name, 100 * score)
+        self.logger.info("Total MeanAP: %.4f", 100 * result["mAP"])
+        if "style" in result:
+            for line in format_report(result["style"]).splitlines():
+                self.logger.info(line)
+
+
+def _first_queries(data: EvalSet, count: int) -> EvalSet:
+    """EVAL.SUBSET: the first `count` queries of each attribute, and all candidates."""
+    if count <= 0:
+        return data
+    rows = np.concatenate([queries[:count] for _, queries, _ in data.by_attribute()])
+    return dataclasses.replace(data, queries=data.queries.take(np.sort(rows)))
+
+
+def _take(features: Any, rows: np.ndarray, count: int) -> Any:
+    """Feature maps of some rows of a batch of `count`: themselves where that is all of them."""
+    if len(rows) == count and (rows == np.arange(count)).all():
+        return features
+    if hasattr(features, "_replace"):       # StyleFeatures
+        average = features.average
+        return features._replace(map=_take(features.map, rows, count),
+                                 average=None if average is None else _take(average, rows, count))
+    index = F.indices(rows, features)
+    if features.ndim == 2:
+        return features[index]
+    _, channels, height, width = features.shape
+    flat = features.permute(0, 2, 3, 1).reshape(count, height * width * channels)[index]
+    return flat.reshape(len(rows), height, width, channels).permute(0, 3, 1, 2)
+
+
+def evaluate(cfg: Any, split: str = "VALID", checkpoint: str | None = None, model: Any = None) -> dict[str, Any]:
+    """Evaluates a model on the queries and candidates of a split, "VALID" or "TEST".
+
+    cfg: see asenpp.load_config. checkpoint: a file with the weights; or model: a model as it stands.
+
+    Returns {"split", "mAP" (mean over attributes weighted by queries, in [0, 1]), "attributes"
+    {name: mAP}, "queries" {name: count}, "images", "subset"}, for style models also "style" (see
+    asenpp.metrics.classification_report). With a checkpoint the result is also appended to
+    SAVE_DIR/NAME/metrics.jsonl.
+
+    Raises DataError, CheckpointError, EngineError, OSError (an image that cannot be read);
+    Interrupted on Ctrl-C.
+    """
+    if (checkpoint is None) == (model is None):
+        raise EngineError("evaluate needs a checkpoint or a model, one of them")
+    logger = get_logger(cfg)
+    device, threads = choose_device(cfg, logger), set_threads(cfg)
+    logger.debug("device %s, %d threads", device, threads)
+    state = None
+    if checkpoint is not None:
+        from ..models import build_model
+
+        state = read(checkpoint)
+        model = build_model(cfg, pretrained=False)
+        logger.info(take_weights(model, state, checkpoint, cfg, whole=True))
+        warning = thread_warning(state)
+        if warning:
+            logger.warning(warning)
+        model.to(device=device)
+    with StopSignals("stopping after this batch") as stop, Evaluation(cfg, split, logger) as evaluation:
+        try:
+            result = evaluation.run(model, device, stop)
+        except Interrupted:
+            raise Interrupted("The evaluation was not finished; nothing was changed.") from None
+    if state is not None and cfg.NAME:
+        folder = RunFolder(cfg)
+        folder.make()
+        with MetricsFile(folder.metrics) as metrics:
+            metrics.write(event="test", epoch=state.get("epoch"), step=state.get("step"), **result)
+    return result

@@ -1,0 +1,60 @@
+"""What training and evaluation have in common: device, threads, seeds, images by the batch."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from .. import _asen, cuda
+from .. import random as asen_random
+from .errors import EngineError
+
+__all__ = ["choose_device", "set_threads", "seed_everything", "no_grad", "make_loader"]
+
+
+def choose_device(cfg: Any, logger: Any = None) -> str:
+    """DEVICE: "cpu" or "cuda"; "auto" is cuda where it can be used. EngineError says what is missing."""
+    if cfg.DEVICE == "cpu":
+        device = "cpu"
+    elif cfg.DEVICE == "cuda":
+        if not cuda.is_available():
+            raise EngineError(f"DEVICE is cuda, but CUDA is unavailable: {cuda.why_not()}; "
+                              "--opts DEVICE cpu (or auto) runs on the processor")
+        device = "cuda"
+    else:
+        device = "cuda" if cuda.is_available() else "cpu"
+    if cfg.SOLVER.AMP != "off" and device == "cpu" and logger is not None:
+        logger.warning("SOLVER.AMP is %s, but on the processor all is computed in float32", cfg.SOLVER.AMP)
+    return device
+
+
+def set_threads(cfg: Any) -> int:
+    """NUM_THREADS for compute; returns the number in force."""
+    _asen.set_num_threads(cfg.NUM_THREADS)
+    return _asen.get_num_threads()
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python's `random`, and asenpp's initial weights and dropout."""
+    random.seed(seed)
+    asen_random.manual_seed(seed)
+
+
+@contextlib.contextmanager
+def no_grad() -> Iterator[None]:
+    """Nothing is recorded for backward inside."""
+    before = _asen.set_grad_enabled(False)
+    try:
+        yield
+    finally:
+        _asen.set_grad_enabled(before)
+
+
+def make_loader(cfg: Any, paths: list[str], keep_images: bool) -> Any:
+    """A BatchLoader with the configuration's transform; its threads stay within the thread budget."""
+    from ..data.loader import BatchLoader
+
+    workers = min(cfg.DATA.NUM_WORKERS, _asen.get_num_threads())
+    return BatchLoader((), paths, cfg, workers, keep_images=keep_images)

@@ -1,0 +1,105 @@
+"""One training step's forward pass: from a batch of triplets to the loss.
+
+Anchors, positives and negatives go through the model as one batch of 3 B with batch norm in three
+groups: the same mathematics as three passes. In stage 2 the local branch sees crops that the
+detached attention maps of this very pass point out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .. import _asen
+from .._asen import Tensor
+from ..data.samplers import TripletBatch
+from ..nn import functional as F
+from . import losses
+
+__all__ = ["TripletStep", "as_images", "Crops"]
+
+# Attention maps (N, H, W) float32 -> the crops they point out, float32 (N, L, L, 3).
+Crops = Callable[[np.ndarray], np.ndarray]
+
+
+def as_images(pixels: np.ndarray, device: str) -> Tensor:
+    """Pixels (N, S, S, 3) as a tensor (N, 3, S, S) over the same memory (on the CPU)."""
+    images = _asen.from_numpy(pixels).permute(0, 3, 1, 2)
+    return images if device == "cpu" else images.to(device=device)
+
+
+def as_map(attention: Tensor) -> np.ndarray:
+    """Attention maps without their history, as an array on the host."""
+    return attention.detach().to(device="cpu").numpy()
+
+
+class TripletStep:
+    """Forward pass and loss as MODEL and SOLVER say.
+
+    `ids(triplets)` are the images that a step needs, in the order in which it wants their pixels.
+    """
+
+    def __init__(self, model: Any, cfg: Any, device: str) -> None:
+        self.model, self.solver, self.device = model, cfg.SOLVER, device
+        self.style = cfg.MODEL.TYPE != "ASEN"
+        self.anchor_only = self.style and cfg.SOLVER.OBJECTIVE == "anchor"
+        self.local = cfg.MODEL.LOCAL.ENABLE and not self.anchor_only
+
+    def ids(self, triplets: TripletBatch) -> np.ndarray:
+        """(3 B,) image ids: anchors, positives, negatives; only the anchors for their objective."""
+        if self.anchor_only:
+            return triplets.anchors
+        return np.concatenate([triplets.anchors, triplets.positives, triplets.negatives])
+
+    def __call__(self, pixels: np.ndarray, triplets: TripletBatch, crops: Crops) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss (0-d, with its history) and its parts by name.
+
+        pixels: (len(ids), S, S, 3) float32.
+        """
+        groups = 1 if self.anchor_only else losses.GROUPS
+        attributes = np.tile(triplets.attributes, groups)
+        features = self.model.backbone(as_images(pixels, self.device), "global", groups)
+        whole, attention = self.model.attend(features, attributes, "global")
+        if self.anchor_only:
+            return self._classify(whole, features, triplets)
+        local = None
+        if self.local:
+            parts = as_images(crops(as_map(attention)), self.device)
+            local = self.model.forward_branch("local", parts, attributes, groups)[0]
+        total, parts = losses.asen(whole, local, self.solver)
+        if self.style:
+            total, more = self._combine(total, whole, features, triplets)
+            parts.update(more)
+        return total, parts
+
+    # -- style classifiers: labels are those of attribute 0 -----------------------------------------
+
+    def _logits(self, embeddings: Tensor, features: Any, rows: np.ndarray, labels: np.ndarray) -> Tensor:
+        """Logits of some rows of the batch."""
+        index = F.indices(rows, embeddings)
+        chosen = features if features.average is None else features._replace(average=features.average[index])
+        return self.model.logits(embeddings[index], chosen, labels)
+
+    def _classify(self, embeddings: Tensor, features: Any, triplets: TripletBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = np.flatnonzero(triplets.attributes == 0)
+        if not len(rows):
+            loss = embeddings.sum() * 0.0
+        else:
+            labels = triplets.values[rows]
+            loss = F.cross_entropy(self._logits(embeddings, features, rows, labels), labels)
+        return loss, {"anchor": loss}
+
+    def _combine(self, total: Tensor, embeddings: Tensor, features: Any,
+                 triplets: TripletBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        total = total * losses.STYLE_ASEN
+        rows = np.flatnonzero(triplets.attributes == 0)
+        if not len(rows):
+            return total, {}
+        count = len(triplets.anchors)
+        labels = np.concatenate([triplets.values[rows], triplets.negative_values[rows]])
+        logits = self._logits(embeddings, features, np.concatenate([rows, rows + 2 * count]), labels)
+        parts = {"anchor": F.cross_entropy(logits[:len(rows)], labels[:len(rows)]),
+                 "negative": F.cross_entropy(logits[len(rows):], labels[len(rows):])}
+        return (total + parts["anchor"] * losses.STYLE_ANCHOR + parts["negative"] * losses.STYLE_NEGATIVE), parts
