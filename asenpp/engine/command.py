@@ -64,11 +64,11 @@ def _run(options: argparse.Namespace) -> int:
 
     cfg = load_config(*options.cfg, opts=options.opts)
     if options.test:
-        from .evaluate import evaluate
+        from .evaluation import evaluate
 
         evaluate(cfg, split=options.test, checkpoint=options.resume)
     else:
-        from .train import train
+        from .training import train
 
         command = ["python", "main.py", "--cfg", *options.cfg]
         train(cfg, resume=options.resume, overwrite=options.overwrite, save_seconds=60 * options.save_minutes,

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
-from collections.abc import Iterator
 from typing import Any
 
 from .. import _asen, cuda
 from .. import random as asen_random
 from .errors import EngineError
 
-__all__ = ["choose_device", "set_threads", "seed_everything", "no_grad", "make_loader"]
+__all__ = ["choose_device", "set_threads", "seed_everything", "make_loader"]
 
 
 def choose_device(cfg: Any, logger: Any = None) -> str:
@@ -40,16 +38,6 @@ def seed_everything(seed: int) -> None:
     """Seeds Python's `random`, and asenpp's initial weights and dropout."""
     random.seed(seed)
     asen_random.manual_seed(seed)
-
-
-@contextlib.contextmanager
-def no_grad() -> Iterator[None]:
-    """Nothing is recorded for backward inside."""
-    before = _asen.set_grad_enabled(False)
-    try:
-        yield
-    finally:
-        _asen.set_grad_enabled(before)
 
 
 def make_loader(cfg: Any, paths: list[str], keep_images: bool) -> Any:

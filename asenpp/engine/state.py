@@ -140,7 +140,10 @@ def take_weights(model: Any, state: dict[str, Any], path: str, cfg: Any, whole: 
         if name in weights and tuple(getattr(weights[name], "shape", ())) != tuple(tensor.shape):
             raise _other_architecture(
                 cfg, state, path, f"{name} is {_size(weights[name])} there, {_size(tensor)} here")
-    missing = [name for name in own if name not in weights]
+    # The attribute table has a name in each branch; batch norm's counters are absent in old files.
+    given = {own[name].data_ptr() for name in own if name in weights}
+    missing = [name for name in own if name not in weights and own[name].data_ptr() not in given
+               and not name.endswith("num_batches_tracked")]
     ignored = [name for name in weights if name not in own]
     taken = len(own) - len(missing)
     if not taken:

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from .. import _asen
+from ..basics import no_grad
 from ..data.checks import check_eval, check_images
 from ..data.index import EvalSet, load_eval
 from ..metrics import classification_report, format_report, mean_average_precision, total_map
 from ..nn import functional as F
 from .errors import EngineError, Interrupted
 from .log import MetricsFile, duration, get_logger, progress
-from .run import choose_device, make_loader, no_grad, set_threads
+from .run import choose_device, make_loader, set_threads
 from .state import RunFolder, read, take_weights, thread_warning
 from .step import as_images, as_map
 from .stop import StopSignals

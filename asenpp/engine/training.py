@@ -26,7 +26,7 @@ from ..models import build_model
 from ..nn.parameter import changed
 from . import memory
 from .errors import EngineError, Interrupted
-from .evaluate import Evaluation
+from .evaluation import Evaluation
 from .log import MetricsFile, get_logger, progress
 from .run import choose_device, make_loader, seed_everything, set_threads
 from .state import (Position, RunFolder, changed_keys, python_random_state, read, set_python_random_state,

@@ -1,0 +1,102 @@
+"""Tensors from nothing and from others, and the switches of the process: PyTorch's names.
+
+All under asenpp itself: asenpp.zeros, asenpp.no_grad, …
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ContextDecorator
+from typing import Any
+
+import numpy as np
+
+from . import _asen
+from ._asen import Tensor
+from . import random as _random
+
+__all__ = ["tensor", "zeros", "ones", "randn", "arange", "cat", "stack", "no_grad", "manual_seed",
+           "set_num_threads", "get_num_threads", "memory_stats"]
+
+
+def _finished(array: np.ndarray, dtype: str | None, device: str, requires_grad: bool) -> Tensor:
+    result = _asen.from_numpy(array)
+    if dtype is not None:
+        result = result.to(dtype=dtype)
+    if device != result.device:
+        result = result.to(device=device)
+    return result.requires_grad_() if requires_grad else result
+
+
+def tensor(data: Any, dtype: str | None = None, device: str = "cpu", requires_grad: bool = False) -> Tensor:
+    """A tensor with a copy of `data`: numbers, nested lists, an array or a tensor.
+
+    dtype: "float32", "float64", "int64", "uint8", …; where it is left out, Python's floats become
+    float32 and its ints int64, and arrays keep their own.
+    """
+    if isinstance(data, Tensor):
+        data = data.detach().to(device="cpu").numpy()
+    array = np.array(data)
+    if not hasattr(data, "dtype") and array.dtype == np.float64:
+        array = array.astype(np.float32)
+    return _finished(array, dtype, device, requires_grad)
+
+
+def _shape(size: tuple[Any, ...]) -> tuple[int, ...]:
+    return tuple(size[0]) if len(size) == 1 and isinstance(size[0], Sequence) else size
+
+
+def zeros(*size: Any, dtype: str = "float32", device: str = "cpu", requires_grad: bool = False) -> Tensor:
+    """Zeros of a shape: zeros(2, 3) or zeros((2, 3))."""
+    return _finished(np.zeros(_shape(size), np.float32), dtype, device, requires_grad)
+
+
+def ones(*size: Any, dtype: str = "float32", device: str = "cpu", requires_grad: bool = False) -> Tensor:
+    """Ones of a shape: ones(2, 3) or ones((2, 3))."""
+    return _finished(np.ones(_shape(size), np.float32), dtype, device, requires_grad)
+
+
+def randn(*size: Any, dtype: str = "float32", device: str = "cpu", requires_grad: bool = False) -> Tensor:
+    """Numbers from N(0, 1) of a shape, drawn from the generator that `manual_seed` seeds."""
+    array = _random.generator().standard_normal(_shape(size), np.float64)
+    return _finished(np.asarray(array), dtype, device, requires_grad)
+
+
+def arange(*bounds: Any, dtype: str | None = None, device: str = "cpu") -> Tensor:
+    """arange(stop), arange(start, stop) or arange(start, stop, step): int64, or float32 where a bound is a float."""
+    array = np.arange(*bounds)
+    return _finished(array.astype(np.float32 if array.dtype.kind == "f" else np.int64), dtype, device, False)
+
+
+def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Tensors joined along a dim that is there; all other dims are equal."""
+    return _asen.cat(list(tensors), dim=dim)
+
+
+def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Tensors of one shape joined along a new dim."""
+    return _asen.cat([t.unsqueeze(dim) for t in tensors], dim=dim)
+
+
+class no_grad(ContextDecorator):
+    """`with no_grad():` (or `@no_grad()`): nothing is recorded for backward, in this thread."""
+
+    def __enter__(self) -> None:
+        self._before = _asen.set_grad_enabled(False)
+
+    def __exit__(self, *exception: Any) -> None:
+        _asen.set_grad_enabled(self._before)
+
+
+def manual_seed(seed: int) -> None:
+    """Seeds initial weights, dropout and randn. Triplets are drawn by Python's `random`."""
+    _random.manual_seed(seed)
+
+
+set_num_threads: Callable[[int], None] = _asen.set_num_threads
+get_num_threads: Callable[[], int] = _asen.get_num_threads
+
+
+def memory_stats(device: str = "cpu") -> dict[str, int]:
+    """Bytes: "current", "peak", "cached" (kept for reuse), and the number of "system_requests"."""
+    return _asen.memory_stats(device)
