@@ -13,7 +13,8 @@
 
 #include "status.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+/* ASENPP_CFLAGS=-DASEN_PORTABLE builds what other processors run. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(ASEN_PORTABLE)
 #include <immintrin.h>
 #define HAVE_AVX2 1
 #endif
