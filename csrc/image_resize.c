@@ -230,11 +230,6 @@ static int have_avx2(void)
 {
     return __builtin_cpu_supports("avx2");
 }
-#else
-static int have_avx2(void)
-{
-    return 0;
-}
 #endif
 
 /* Rows [rows->low, rows->high) of `in`, resized along columns, to middle (those rows, stride). */
