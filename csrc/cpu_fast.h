@@ -11,6 +11,7 @@
 #ifndef ASEN_CPU_FAST_H
 #define ASEN_CPU_FAST_H
 
+#include <inttypes.h>
 #include <math.h>
 #include <string.h>
 
@@ -64,6 +65,19 @@ static inline bool fast_all_f32(const asen_call *call)
         if (!fast_is_f32(call->out[i]))
             return false;
     return true;
+}
+
+/* The message is the reference's. */
+static inline int fast_check_indices(const char *what, const int64_t *index, int64_t count, int64_t size,
+                                     const char *size_name)
+{
+    for (int64_t i = 0; i < count; i++)
+        if (index[i] < 0 || index[i] >= size)
+            return asen_fail(ASEN_ERR_INDEX,
+                             "%s %" PRId64 " at position %" PRId64 " is outside [0, %" PRId64 "): there are %" PRId64
+                             " %s",
+                             what, index[i], i, size, size, size_name);
+    return ASEN_OK;
 }
 
 /* The order in which the dims of a dense tensor lie in memory: N, H, W, C for rank 4. */
@@ -169,7 +183,12 @@ static inline void fast_nest_next(const fast_nest *nest, int operands, int dims,
 #define FAST_KERNELS(K)                                                                           \
     K(add) K(sub) K(mul) K(div) K(neg) K(exp) K(log) K(sqrt) K(pow) K(clamp) K(clamp_grad) K(relu) \
     K(relu_grad) K(tanh) K(sigmoid) K(copy)                                                       \
-    K(max_pool2d) K(max_pool2d_grad) K(batch_norm) K(batch_norm_grad)
+    K(sum) K(mean) K(max) K(max_grad)                                                             \
+    K(softmax) K(log_softmax) K(cross_entropy) K(cross_entropy_grad)                              \
+    K(max_pool2d) K(max_pool2d_grad) K(batch_norm) K(batch_norm_grad)                             \
+    K(cat) K(slice_grad) K(embedding) K(embedding_grad) K(dropout)                                \
+    K(cosine_similarity) K(cosine_similarity_grad) K(normalize) K(normalize_grad)                 \
+    K(spatial_attention) K(spatial_attention_grad) K(arc_margin) K(arc_margin_grad)
 FAST_KERNELS(FAST_KERNEL)
 #undef FAST_KERNEL
 
