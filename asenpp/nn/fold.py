@@ -1,0 +1,41 @@
+"""Convolution and batch norm in one pass for inference.
+
+In evaluation batch norm is y = (z - mean) * s + b with s = weight / sqrt(var + eps), z = conv(x, w):
+so y = conv(x, w * s) + (b - mean * s), which the core computes together with residual and ReLU.
+The folded weights are made once and kept until any weight changes (parameter.generation()).
+"""
+
+from __future__ import annotations
+
+from .. import _asen
+from .._asen import Tensor
+from .modules import BatchNorm2d, Conv2d
+from .parameter import generation
+
+__all__ = ["conv_bn"]
+
+
+def conv_bn(conv: Conv2d, bn: BatchNorm2d, x: Tensor, relu: bool = False, residual: Tensor | None = None,
+            groups: int = 1) -> Tensor:
+    """bn(conv(x)) (+ residual) (then ReLU); folded in evaluation mode while no gradient is recorded.
+
+    x (N, C, H, W); groups: see BatchNorm2d.
+    """
+    if bn.training or _asen.is_grad_enabled():
+        bn.__dict__.pop("_folded", None)
+        return bn(conv(x), residual, relu, groups)
+    weight, bias = _folded(conv, bn)
+    return _asen.conv2d_fused(x, weight, bias, residual, stride=conv.stride, padding=conv.padding,
+                              dilation=conv.dilation, groups=conv.groups, relu=relu)
+
+
+def _folded(conv: Conv2d, bn: BatchNorm2d) -> tuple[Tensor, Tensor]:
+    made, result = bn.__dict__.get("_folded", (-1, None))
+    if made != generation():
+        scale = bn.weight / (bn.running_var + bn.eps).sqrt()
+        shift = bn.bias - bn.running_mean * scale
+        if conv.bias is not None:
+            shift = shift + conv.bias * scale
+        result = (conv.weight * scale.reshape(-1, 1, 1, 1)).contiguous(), shift
+        bn.__dict__["_folded"] = generation(), result
+    return result
