@@ -94,7 +94,7 @@ int asen_onednn_pack_get(const asen_call *call, asen_onednn_plan *plan, const as
     *out = NULL;
     const asen_storage *storage = tensor->storage;
     uint64_t version = atomic_load(&storage->version);
-    bool keep = storage->release == NULL;
+    bool keep = asen_storage_is_private(storage);
     int status = ASEN_OK;
     asen_onednn_pack **link = &table[bucket_of(storage->id, tensor->offset)], *pack = NULL;
 

@@ -13,7 +13,8 @@
 
 #include "status.h"
 
-#if defined(__x86_64__) && defined(__GNUC__)
+/* ASENPP_CFLAGS=-DASEN_PORTABLE builds what other processors run. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(ASEN_PORTABLE)
 #include <immintrin.h>
 #define HAVE_AVX2 1
 #endif
@@ -228,11 +229,6 @@ __attribute__((target("avx2"))) static void mix_rows_avx2(const int32_t *weight,
 static int have_avx2(void)
 {
     return __builtin_cpu_supports("avx2");
-}
-#else
-static int have_avx2(void)
-{
-    return 0;
 }
 #endif
 

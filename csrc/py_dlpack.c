@@ -66,6 +66,7 @@ PyObject *asen_py_dlpack(PyObject *self)
         return PyErr_NoMemory();
     }
     block->tensor = detached;
+    atomic_store(&t->storage->exported, true);
     block->managed = (dl_managed){
         .tensor = {asen_tensor_data(detached), {DL_CPU, 0}, detached->ndim, dl_types[detached->dtype],
                    detached->shape, detached->stride, 0},

@@ -36,6 +36,7 @@ PyObject *asen_py_to_numpy(PyObject *self)
                                   NPY_ARRAY_WRITEABLE, NULL);
     if (array == NULL)
         return NULL;
+    atomic_store(&t->storage->exported, true);
     Py_INCREF(self);
     if (PyArray_SetBaseObject((PyArrayObject *)array, self) < 0) { /* steals, also when it fails */
         Py_DECREF(array);

@@ -448,7 +448,11 @@ static PyObject *method_size(PyObject *self, PyObject *args)
 
 static PyObject *method_stride(PyObject *self, PyObject *unused) { return ints(self_tensor(self)->stride, self_tensor(self)->ndim); }
 static PyObject *method_numel(PyObject *self, PyObject *unused) { return PyLong_FromLongLong(asen_tensor_count(self_tensor(self))); }
-static PyObject *method_data_ptr(PyObject *self, PyObject *unused) { return PyLong_FromVoidPtr(asen_tensor_data(self_tensor(self))); }
+static PyObject *method_data_ptr(PyObject *self, PyObject *unused)
+{
+    atomic_store(&self_tensor(self)->storage->exported, true);
+    return PyLong_FromVoidPtr(asen_tensor_data(self_tensor(self)));
+}
 
 static PyObject *method_dlpack(PyObject *self, PyObject *args, PyObject *kwargs) { return asen_py_dlpack(self); }
 static PyObject *method_dlpack_device(PyObject *self, PyObject *unused)

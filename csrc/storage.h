@@ -15,6 +15,8 @@ struct asen_storage {
     _Atomic int64_t refs;
     uint64_t id;               /* never reused: keys of caches */
     _Atomic uint64_t version;  /* moves with every write in place */
+    _Atomic bool exported;     /* somebody outside holds the address (numpy(), DLPack): writes
+                                  there do not move `version`, so caches must not trust it */
     asen_device *device;
     void *data;
     size_t bytes;
@@ -29,6 +31,11 @@ int asen_storage_wrap(asen_device *device, void *data, size_t bytes, void (*rele
                       asen_storage **out);
 asen_storage *asen_storage_retain(asen_storage *storage);
 void asen_storage_release(asen_storage *storage); /* NULL is fine */
+/* Whether `version` tells of every write. */
+static inline bool asen_storage_is_private(const asen_storage *s)
+{
+    return s->release == NULL && !atomic_load_explicit(&s->exported, memory_order_relaxed);
+}
 static inline void asen_storage_written(asen_storage *s) { atomic_fetch_add(&s->version, 1); }
 
 /* Scratch memory for one kernel call, from the same caching allocator. */

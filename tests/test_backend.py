@@ -56,7 +56,7 @@ _asen.set_kernel_paths("reference")
 def steps(device):
     rng = np.random.default_rng(0)
     def tensor(*shape):
-        return _asen.from_numpy(rng.standard_normal(shape).astype(np.float32)).to(device)
+        return _asen.from_numpy(rng.standard_normal(shape).astype(np.float32)).contiguous().to(device)
     x = tensor(6, 3, 9, 8)
     params = [tensor(5, 3, 3, 3), tensor(5), tensor(5)]
     for p in params:

@@ -187,6 +187,7 @@ def test_closing_in_the_middle_and_starting_over(paths, expected):
     loader.close()
     loader.close()
     assert threading.active_count() == threads
+    assert batch.local(np.ones((1, 3, 3), np.float32)).shape == (1, 16, 16, 3), "a batch outlives its loader"
     with pytest.raises(RuntimeError, match="closed"):
         next(run)
     with pytest.raises(RuntimeError, match="closed"):

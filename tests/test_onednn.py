@@ -256,3 +256,14 @@ def test_same_threads_same_bits(case, threads):
                 np.testing.assert_array_equal(run(name, arrays, attrs), first)
     finally:
         _asen.set_num_threads(before)
+
+
+def test_filter_written_through_numpy_is_packed_anew():
+    """Writes through memory that was handed out move no version: such a filter is never cached."""
+    x = _asen.from_numpy(np.ones((2, 16, 8, 8), np.float32)).clone()
+    w = _asen.from_numpy(np.ones((16, 16, 3, 3), np.float32)).clone()
+    before = _asen.conv2d(x, w).numpy().copy()
+    view = w.numpy()
+    assert (_asen.conv2d(x, w).numpy() == before).all()
+    view[...] = 2
+    assert (_asen.conv2d(x, w).numpy() == 2 * before).all()

@@ -401,7 +401,10 @@ class BatchLoader:
                     done.notify_all()
 
         for _ in range(min(self.workers, len(pieces) - 1)):
-            self._pool.submit(work)
+            try:
+                self._pool.submit(work)
+            except RuntimeError:  # closed: the caller works alone
+                break
         work()
         with done:
             while left[0]:
