@@ -1,17 +1,12 @@
 # `make fashion-mnist` and `make test` do everything on a fresh Debian or Ubuntu machine: system
 # packages (the one step that needs root), a virtual environment in .venv, the build, the work.
-# What was done already is not done again.
 # The other targets are for people who work on asenpp.
 PYTHON ?= python3
 VENV ?= .venv
 BUILD_PACKAGES = gcc libc6-dev python3-dev python3-venv libyaml-dev libjpeg-dev
 PY = $(VENV)/bin/python
-INSTALLED = $(VENV)/asenpp-installed
-TEST_PACKAGES = $(VENV)/asenpp-test-packages
-export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.DELETE_ON_ERROR:
-.PHONY: help system venv install fashion-mnist test-packages test lint sanitize dev clean force
+.PHONY: help system install fashion-mnist test dev sanitize wheel-check bench clean
 
 help:           ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/:/'
@@ -20,38 +15,22 @@ fashion-mnist: EXTRA_PACKAGES = dataset-fashion-mnist
 fashion-mnist: install  ## prepare FashionMNIST, train both stages, test, print the table (QUICK=1: reduced)
 	sh scripts/fashion-mnist.sh $(PY)
 
-test: test-packages     ## run the tests
+test: install   ## run the tests
+	$(PY) -m pip install -q "pytest>=7" "opencv-python-headless>=4.5" setuptools
 	$(PY) -m pytest
 
-lint: test-packages     ## compile the C core, warnings being errors
-	ASENPP_CFLAGS=-Werror $(PY) setup.py -q build_ext --build-temp build/lint/objects --build-lib build/lint/lib
-
-sanitize: test-packages ## run op, tensor and image tests under AddressSanitizer and UBSan
-	PYTHON=$(PY) sh tests/sanitize.sh
-
 system:
-	@PYTHON=$(PYTHON) sh scripts/system-packages.sh $(BUILD_PACKAGES) $(EXTRA_PACKAGES)
+	sh scripts/system-packages.sh $(BUILD_PACKAGES) $(EXTRA_PACKAGES)
 
-venv: $(VENV)/pyvenv.cfg
-$(VENV)/pyvenv.cfg: | system
+$(PY):
 	$(PYTHON) -m venv $(VENV)
 
-# Editable, so that main.py, the tests and the installed package are the same files; anew when the
-# core changed (csrc itself: a file came or went) or the module is gone.
-install: system $(INSTALLED)
-$(INSTALLED): $(VENV)/pyvenv.cfg setup.py pyproject.toml csrc $(wildcard csrc/*)
-$(INSTALLED): $(if $(wildcard asenpp/_asen*.so),,force)
+# Editable, so that main.py, the tests and the installed package are the same files.
+install: system $(PY)
 	$(PY) -m pip install -q -e .
-	@touch $@
-
-# pip finds asenpp there and installs what its extra `test` names.
-test-packages: install $(TEST_PACKAGES)
-$(TEST_PACKAGES): $(VENV)/pyvenv.cfg pyproject.toml | $(INSTALLED)
-	$(PY) -m pip install -q "asenpp[test]"
-	@touch $@
 
 dev:            ## build the module in place with the current interpreter
 	$(PYTHON) setup.py -q build_ext --inplace
 
 clean:          ## remove what was built
-	rm -rf build dist asenpp/_asen*.so asenpp/_libs *.egg-info $(INSTALLED)
+	rm -rf build asenpp/_asen*.so asenpp/_libs *.egg-info

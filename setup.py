@@ -1,52 +1,39 @@
 """Builds `asenpp._asen`, the C core.
 
-What is particular here: every C file of csrc/ belongs to the module, flags depend on a file's
-concern, oneDNN comes from pip packages and its shared library is copied into the package, and a
-missing system library ends the build with one line that names the package to install.
-
-Objects are kept under a digest of all that went into them (text of the source and of all headers,
-flags, versions; no paths and no times). So a build after any change is right, and one in pip's
-isolated environment, whose folder has a new name each time, compiles no more than another.
-
-Environment: CC, ASENPP_CFLAGS (added when compiling and linking), ASENPP_ONEDNN (0: build without,
-1: end where it is not found).
+What is particular here: every C file of csrc/ belongs to the module, files are compiled in
+parallel and only when they (or a header) changed, flags depend on a file's concern, oneDNN comes
+from pip packages and its shared library is copied into the package, and a missing system library
+ends the build with one line that names the package to install.
 """
 
 from __future__ import annotations
 
-import filecmp
-import hashlib
 import importlib.metadata
 import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
-from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
 # A file's concern decides its flags. Images are bit-exact, so the compiler may not contract
 # a*b+c there; our fast kernels want exactly that, and their functions are cloned by target.
-COMMON = ["-O2", "-DNDEBUG", "-fvisibility=hidden", "-fPIC", "-D_GNU_SOURCE", *WARNINGS]
+COMMON = ["-O2", "-fvisibility=hidden", "-fPIC", "-D_GNU_SOURCE", *WARNINGS]
 FLAGS = {
     "cpu_fast_": ["-std=gnu11", "-O3", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno"],
     "cpu_onednn": ["-std=gnu11", "-fopenmp"],
     "": ["-std=c11", "-ffp-contract=off"],
 }
-SYSTEM = [  # header, flag that links it, Debian and Ubuntu package
-    ("Python.h", "", "python3-dev"),
-    ("omp.h", "-fopenmp", "libomp-dev"),  # GCC brings its own
-    ("yaml.h", "-lyaml", "libyaml-dev"),
-    ("jpeglib.h", "-ljpeg", "libjpeg-dev"),
+SYSTEM = [  # header, library, Debian and Ubuntu package
+    ("yaml.h", "yaml", "libyaml-dev"),
+    ("jpeglib.h", "jpeg", "libjpeg-dev"),
 ]
-ONEDNN = ("onednn-devel-cpu-gomp", "onednn-cpu-gomp")  # headers, library
 
 
 def pip_package_files(name: str) -> list[Path]:
@@ -58,148 +45,103 @@ def pip_package_files(name: str) -> list[Path]:
     return [Path(str(f.locate())).resolve() for f in files]
 
 
-def find_onednn() -> tuple[Path, dict[str, Path]] | None:
-    """(include folder, {name in the package: file to bundle}); None to build without oneDNN."""
-    wish = os.environ.get("ASENPP_ONEDNN")
-    if wish == "0":
+def find_onednn() -> tuple[Path, Path] | None:
+    """(include folder, libdnnl.so.3) of the oneDNN pip packages; None to build without it."""
+    if os.environ.get("ASENPP_ONEDNN") == "0":
         return None
-    headers, files = (pip_package_files(name) for name in ONEDNN)
-    include = [f.parent for f in headers if f.name == "dnnl.h" and f.parent.name == "include"]
-    bundle = {f.name: f for f in files if f.name == "libdnnl.so.3"}
-    if include and bundle:
-        bundle |= {f"oneDNN-{f.name}": f for f in files
-                   if f.name in ("LICENSE", "THIRD-PARTY-PROGRAMS") and f.parent.name == "onednn"}
-        return include[0], bundle
-    remedy = f"the pip package {ONEDNN[0]} (2023.2.0) is not installed here"
-    if wish == "1":
-        sys.exit(f"asenpp: no oneDNN: {remedy}")
-    print(f"asenpp: building without oneDNN, on our own kernels alone (slower): {remedy}", file=sys.stderr)
+    headers = [f for f in pip_package_files("onednn-devel-cpu-gomp") if f.name == "dnnl.h"]
+    libraries = [f for f in pip_package_files("onednn-cpu-gomp") if f.name == "libdnnl.so.3"]
+    if headers and libraries:
+        include = next((h.parent for h in headers if h.parent.name == "include"),
+                       headers[0].parent.parent.parent)
+        return include, libraries[0]
+    if os.environ.get("ASENPP_ONEDNN") == "1":
+        sys.exit("asenpp: oneDNN was not found: pip install onednn-devel-cpu-gomp==2023.2.0")
+    print("asenpp: building without oneDNN (slow): the pip package onednn-devel-cpu-gomp is not here")
     return None
 
 
-def check_system(compiler: list[str], flags: list[str]) -> None:
-    """End with one line that names what to install, instead of a page of compiler output."""
-
-    def builds(header: str, link: str = "") -> bool:
+def check_system(compiler: list[str]) -> None:
+    """One line that names the package, instead of a page of compiler output."""
+    missing = []
+    for header, library, package in SYSTEM:
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "probe.c")
             source.write_text(f"#include <stddef.h>\n#include <stdio.h>\n#include <{header}>\n"
                               "int main(void) { return 0; }\n")
-            command = [*compiler, *flags, str(source), *link.split(), "-o", str(Path(folder, "probe"))]
-            return subprocess.run(command, capture_output=True).returncode == 0
-
-    if shutil.which(compiler[0]) is None or not builds("stdio.h"):
-        sys.exit(f"asenpp: no working C compiler ({compiler[0]}): apt-get install gcc libc6-dev")
-    missing = [package for header, link, package in SYSTEM if not builds(header, link)]
+            command = [*compiler, str(source), f"-l{library}", "-o", str(Path(folder, "probe"))]
+            if subprocess.run(command, capture_output=True).returncode:
+                missing.append(package)
     if missing:
         sys.exit(f"asenpp: missing system libraries: apt-get install {' '.join(missing)}")
-
-
-def replace(source: Path, target: Path) -> None:
-    """Copy a file where its content is new. A process that has the old one mapped keeps it."""
-    if target.exists() and filecmp.cmp(source, target, shallow=False):
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}")
-    shutil.copyfile(source, partial)
-    os.replace(partial, target)
-
-
-class Build(build):
-    """build, of what the source tree holds now: a file deleted there must not reach the wheel."""
-
-    def run(self) -> None:
-        shutil.rmtree(Path(self.build_lib, "asenpp"), ignore_errors=True)
-        super().run()
 
 
 class BuildExt(build_ext):
     """build_ext with per-file flags, parallel and incremental compilation, and bundling."""
 
-    bundle: dict[str, Path] = {}
-
     def copy_extensions_to_source(self) -> None:
         """In-place builds: the bundled libraries go beside the module."""
         super().copy_extensions_to_source()
-        self.copy_bundle(ROOT / "asenpp" / "_libs")
-
-    def copy_bundle(self, folder: Path) -> None:
-        for old in folder.glob("*"):
-            if old.name not in self.bundle:
-                old.unlink()
-        for name, file in self.bundle.items():
-            replace(file, folder / name)
+        bundle = Path(self.build_lib, "asenpp", "_libs")
+        if bundle.is_dir():
+            shutil.copytree(bundle, ROOT / "asenpp" / "_libs", dirs_exist_ok=True)
 
     def build_extension(self, ext: Extension) -> None:
         import numpy
 
         compiler = (os.environ.get("CC") or "cc").split()
-        extra = os.environ.get("ASENPP_CFLAGS", "").split()
-        include = [f"-I{sysconfig.get_path(kind)}" for kind in ("include", "platinclude")]
-        check_system(compiler, [*include, *extra])
+        if shutil.which(compiler[0]) is None:
+            sys.exit("asenpp: no C compiler: apt-get install gcc libc6-dev")
+        check_system(compiler)
         onednn = find_onednn()
+        extra = os.environ.get("ASENPP_CFLAGS", "").split()
+        include = [f"-I{path}" for path in [ROOT / "csrc", numpy.get_include(), *self.compiler.include_dirs]]
         define = []
-        include.append(f"-I{numpy.get_include()}")
-        versions = [sys.version, numpy.__version__,
-                    subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout]
         if onednn:
             include.append(f"-I{onednn[0]}")
             define.append("-DASEN_ONEDNN=1")
-            self.bundle = onednn[1]
-            versions.append(importlib.metadata.version(ONEDNN[0]))
 
-        objects = self.compile(compiler, [*define, *extra], include, versions)
-        output = Path(self.get_ext_fullpath(ext.name))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        link = [*compiler, "-shared", "-fopenmp", *extra, "-o", str(output), *objects]
-        self.copy_bundle(output.parent / "_libs")
-        if onednn:
-            link += [str(output.parent / "_libs" / "libdnnl.so.3"), "-Wl,-rpath,$ORIGIN/_libs"]
-        link += [*(flag for _, flag, _ in SYSTEM if flag), "-lm", "-ldl", "-lpthread"]
-        self.spawn(link)
-
-    def object_folder(self) -> Path:
-        """Where objects are kept: `build_temp`, but for editable builds, where that is thrown away."""
-        if not self.editable_mode:
-            return Path(self.build_temp, "csrc")
-        return ROOT / "build" / f"temp.{self.plat_name}-{sys.implementation.cache_tag}" / "csrc"
-
-    def compile(self, compiler: list[str], flags: list[str], include: list[str],
-                versions: list[str]) -> list[str]:
-        """The objects of csrc/*.c, compiled as far as they are not there already."""
-        folder = self.object_folder().resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        common = hashlib.sha256(repr((compiler, flags, versions)).encode())
-        for pattern in ("*.h", "*.def", "*.inc"):
-            for header in sorted((ROOT / "csrc").glob(pattern)):
-                common.update(header.name.encode() + b"\0" + header.read_bytes() + b"\0")
+        temp = Path(self.build_temp, "csrc")
+        temp.mkdir(parents=True, exist_ok=True)
+        headers = [*(ROOT / "csrc").glob("*.h"), *(ROOT / "csrc").glob("*.def"),
+                   *(ROOT / "csrc").glob("*.inc")]
+        newest_header = max(h.stat().st_mtime for h in [*headers, ROOT / "setup.py"])
+        stamp = temp / "flags"
+        flags_text = " ".join([*compiler, *include, *define, *extra])
+        if not stamp.exists() or stamp.read_text() != flags_text:
+            newest_header = float("inf")
 
         def compile_one(source: Path) -> str:
-            own = next(f for prefix, f in FLAGS.items() if source.name.startswith(prefix))
-            digest = common.copy()
-            digest.update(repr((COMMON, own)).encode() + source.read_bytes())
-            target = folder / f"{source.stem}-{digest.hexdigest()[:20]}.o"
-            if target.exists():
+            target = temp / (source.stem + ".o")
+            if target.exists() and target.stat().st_mtime > max(newest_header, source.stat().st_mtime):
                 return str(target)
-            partial = target.with_suffix(f".{os.getpid()}.o")
-            # Relative paths, so that no folder of this machine gets into the module.
-            command = [*compiler, *COMMON, *own, *flags, "-Icsrc", *include,
-                       "-c", f"csrc/{source.name}", "-o", str(partial)]
-            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+            flags = next(f for prefix, f in FLAGS.items() if source.name.startswith(prefix))
+            command = [*compiler, *COMMON, *flags, *define, *include, *extra,
+                       "-c", str(source), "-o", str(target)]
+            done = subprocess.run(command, capture_output=True, text=True)
             sys.stderr.write(done.stderr)
             if done.returncode:
-                partial.unlink(missing_ok=True)
+                target.unlink(missing_ok=True)
                 raise SystemExit(f"asenpp: {source.name} does not compile")
-            os.replace(partial, target)
             return str(target)
 
         jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
         with ThreadPoolExecutor(jobs) as pool:
             objects = list(pool.map(compile_one, sorted((ROOT / "csrc").glob("*.c"))))
-        for old in {str(f) for f in folder.glob("*.o")} - set(objects):
-            Path(old).unlink(missing_ok=True)
-        return objects
+        stamp.write_text(flags_text)
+
+        output = Path(self.get_ext_fullpath(ext.name))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        link = [*compiler, "-shared", "-fopenmp", *extra, "-o", str(output), *objects]
+        if onednn:
+            bundle = output.parent / "_libs"
+            bundle.mkdir(exist_ok=True)
+            library = bundle / "libdnnl.so.3"
+            if not library.exists() or library.stat().st_size != onednn[1].stat().st_size:
+                shutil.copyfile(onednn[1], library)
+            link += [str(library), "-Wl,-rpath,$ORIGIN/_libs"]
+        link += [*(f"-l{library}" for _, library, _ in SYSTEM), "-lm", "-ldl", "-lpthread"]
+        self.spawn(link)
 
 
-setup(ext_modules=[Extension("asenpp._asen", ["csrc/py_module.c"])],
-      cmdclass={"build": Build, "build_ext": BuildExt})
+setup(ext_modules=[Extension("asenpp._asen", ["csrc/py_module.c"])], cmdclass={"build_ext": BuildExt})

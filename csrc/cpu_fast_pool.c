@@ -10,7 +10,7 @@ typedef struct pool_shape {
     int64_t kh, kw, sh, sw, ph, pw;
 } pool_shape;
 
-FAST_INLINE void pool_first(const float *restrict x, int64_t n, int32_t position, float *restrict best,
+FAST_CLONES static void pool_first(const float *restrict x, int64_t n, int32_t position, float *restrict best,
                                    int32_t *restrict index)
 {
     FAST_SIMD
@@ -21,7 +21,7 @@ FAST_INLINE void pool_first(const float *restrict x, int64_t n, int32_t position
 }
 
 /* best, index (n) take x where it is larger, or where it is NaN. */
-FAST_INLINE void pool_next(const float *restrict x, int64_t n, int32_t position, float *restrict best,
+FAST_CLONES static void pool_next(const float *restrict x, int64_t n, int32_t position, float *restrict best,
                                   int32_t *restrict index)
 {
     FAST_SIMD
@@ -34,7 +34,7 @@ FAST_INLINE void pool_next(const float *restrict x, int64_t n, int32_t position,
 }
 
 /* dx[n] += dy where index is this position. */
-FAST_INLINE void pool_add(float *restrict dx, const float *restrict dy, const int32_t *restrict index,
+FAST_CLONES static void pool_add(float *restrict dx, const float *restrict dy, const int32_t *restrict index,
                                  int64_t n, int32_t position)
 {
     FAST_SIMD
@@ -43,7 +43,7 @@ FAST_INLINE void pool_add(float *restrict dx, const float *restrict dy, const in
 }
 
 /* One output row (image b, row oh): out_width points of C. */
-FAST_CLONES static void pool_row(const pool_shape *s, const float *x, float *y, int32_t *index, int64_t b, int64_t oh)
+static void pool_row(const pool_shape *s, const float *x, float *y, int32_t *index, int64_t b, int64_t oh)
 {
     int64_t c = s->channels, h0 = oh * s->sh - s->ph;
     int64_t h_begin = fast_most(h0, 0), h_end = fast_least(h0 + s->kh, s->height);
@@ -55,10 +55,7 @@ FAST_CLONES static void pool_row(const pool_shape *s, const float *x, float *y, 
         for (int64_t h = h_begin; h < h_end; h++)
             for (int64_t w = w_begin; w < w_end; w++) {
                 int64_t position = h * s->width + w;
-                if (first)
-                    pool_first(image + position * c, c, (int32_t)position, y + at, index + at);
-                else
-                    pool_next(image + position * c, c, (int32_t)position, y + at, index + at);
+                (first ? pool_first : pool_next)(image + position * c, c, (int32_t)position, y + at, index + at);
                 first = false;
             }
         if (first) /* a window that lies in the padding altogether */
@@ -70,7 +67,7 @@ FAST_CLONES static void pool_row(const pool_shape *s, const float *x, float *y, 
 }
 
 /* One row of dx (image b, row h). */
-FAST_CLONES static void pool_grad_row(const pool_shape *s, const float *dy, const int32_t *index, float *dx, int64_t b, int64_t h)
+static void pool_grad_row(const pool_shape *s, const float *dy, const int32_t *index, float *dx, int64_t b, int64_t h)
 {
     int64_t c = s->channels;
     int64_t oh_begin = h + s->ph < s->kh ? 0 : (h + s->ph - s->kh) / s->sh + 1;

@@ -4,7 +4,7 @@
 
 #include "cpu_fast_math.h"
 
-#define ROW_BLOCK 256 /* elements that are summed in float before they go into a double */
+#define ROW_BLOCK 1024 /* elements that are summed in float before they go into a double */
 
 /* sum a[n] */
 FAST_INLINE double row_sum(const float *a, int64_t n)
