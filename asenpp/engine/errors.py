@@ -25,5 +25,6 @@ def mistakes() -> tuple[type[BaseException], ...]:
     from ..checkpoint import CheckpointError
     from ..config import ConfigError
     from ..data.index import DataError
+    from ..models import PretrainedError
 
-    return ConfigError, CheckpointError, DataError, EngineError, OSError, MemoryError
+    return ConfigError, CheckpointError, DataError, PretrainedError, EngineError, OSError, MemoryError

@@ -51,8 +51,8 @@ class RunFolder:
         self.last, self.best, self.metrics = (os.path.join(self.path, name) for name in (LAST, BEST, METRICS))
 
     def taken(self) -> bool:
-        """Whether a run lies here."""
-        return any(os.path.exists(path) for path in (self.last, self.best, self.metrics))
+        """Whether a run lies here: one that has saved something."""
+        return os.path.exists(self.last) or os.path.exists(self.best)
 
     def holds(self, path: str) -> bool:
         return os.path.realpath(os.path.dirname(path) or ".") == os.path.realpath(self.path)
@@ -142,10 +142,10 @@ def take_weights(model: Any, state: dict[str, Any], path: str, cfg: Any, whole: 
                 cfg, state, path, f"{name} is {_size(weights[name])} there, {_size(tensor)} here")
     # The attribute table has a name in each branch; batch norm's counters are absent in old files.
     given = {own[name].data_ptr() for name in own if name in weights}
-    missing = [name for name in own if name not in weights and own[name].data_ptr() not in given
-               and not name.endswith("num_batches_tracked")]
+    absent = [name for name in own if name not in weights and own[name].data_ptr() not in given]
+    missing = [name for name in absent if not name.endswith("num_batches_tracked")]
     ignored = [name for name in weights if name not in own]
-    taken = len(own) - len(missing)
+    taken = len(own) - len(absent)
     if not taken:
         raise _other_architecture(cfg, state, path, f"none of its {len(weights)} tensors is one of the model's "
                                   f"(which begin with {next(iter(own))})")
@@ -153,13 +153,13 @@ def take_weights(model: Any, state: dict[str, Any], path: str, cfg: Any, whole: 
         raise _other_architecture(cfg, state, path, f"{len(missing)} of the model's {len(own)} tensors are not "
                                   f"there, the first: {missing[0]}")
     # A missing local branch is how stage 2 begins; but half a branch is an accident.
-    part = _partly_missing(own, missing)
+    part = _partly_missing(own, weights, missing)
     if part and _flat(state.get("config") or {}) and not whole:
         raise _other_architecture(cfg, state, path, f"{part} is not there, though others of its part are")
     model.load_state_dict({name: weights[name] for name in own if name in weights}, strict=False)
     line = f"{path}: {taken} of the model's {len(own)} tensors taken"
-    if missing:
-        line += f", {len(missing)} not there and left as they are (the first: {missing[0]})"
+    if absent:
+        line += f", {len(absent)} not there and left as they are (the first: {absent[0]})"
     if ignored:
         line += f"; {len(ignored)} of the checkpoint's ignored (the first: {ignored[0]})"
     return line
@@ -169,12 +169,12 @@ def _size(tensor: Any) -> str:
     return "×".join(map(str, getattr(tensor, "shape", ()))) or "a number"
 
 
-def _partly_missing(own: Any, missing: list[str]) -> str:
+def _partly_missing(own: Any, weights: Any, missing: list[str]) -> str:
     """The first missing tensor of a backbone or attention net of which others are there."""
     def part(name: str) -> str:
         return ".".join(name.split(".")[:name.split(".").index("choices") + 3]) if "choices" in name else ""
 
-    there = {part(name) for name in own if name not in set(missing)}
+    there = {part(name) for name in own if name in weights}
     return next((name for name in missing if part(name) and part(name) in there
                  and not part(name).endswith("attrnet")), "")
 

@@ -43,8 +43,9 @@ _FREE = ("LOGGER.", "DATA.NUM_WORKERS", "DEVICE", "SAVE_DIR", "MODEL.PRETRAINED"
 class _Trainer:
     """One training run: what it is made of, and where it stands."""
 
-    def __init__(self, cfg: Any, logger: Any, stop: StopSignals, resume: str | None) -> None:
-        self.cfg, self.logger, self.stop = cfg, logger, stop
+    def __init__(self, cfg: Any, logger: Any, resume: str | None) -> None:
+        self.cfg, self.logger = cfg, logger
+        self.stop = StopSignals("finishing this step, then saving")
         self.folder = RunFolder(cfg)
         self.device, self.threads = choose_device(cfg, logger), set_threads(cfg)
         seed_everything(cfg.SEED)
@@ -71,7 +72,7 @@ class _Trainer:
         self.step = TripletStep(self.model, cfg, self.device)
         self.optimizer = self._make_optimizer()
         self.schedule = self._make_schedule()
-        self.metrics_bytes: int | None = None
+        self.metrics_bytes = 0
         if self.exact:
             assert state is not None
             self._take_up(state)
@@ -259,20 +260,17 @@ def train(cfg: Any, resume: str | None = None, overwrite: bool = False, save_sec
     folder = RunFolder(cfg)
     same_run = resume is not None and read(resume).get("name") == cfg.NAME
     _check_folder(folder, resume, same_run, overwrite)
-    with StopSignals("finishing this step, then saving") as stop:
-        trainer = _Trainer(cfg, logger, stop, resume)
-        try:
-            return _run(trainer, folder, resume, overwrite, save_seconds, command)
-        finally:
-            trainer.close()
+    trainer = _Trainer(cfg, logger, resume)
+    try:
+        return _run(trainer, folder, resume, overwrite, save_seconds, command)
+    finally:
+        trainer.close()
 
 
 def _run(trainer: _Trainer, folder: RunFolder, resume: str | None, overwrite: bool, save_seconds: float,
          command: tuple[Sequence[str], Sequence[str]] | None) -> dict[str, Any]:
     cfg, logger = trainer.cfg, trainer.logger
     trainer.check_memory()
-    if trainer.stop.requested:
-        raise Interrupted("Nothing had begun yet.")
     goes_on = trainer.exact and resume is not None and folder.holds(resume)
     if overwrite and not goes_on:
         folder.clear()
@@ -282,9 +280,8 @@ def _run(trainer: _Trainer, folder: RunFolder, resume: str | None, overwrite: bo
                 cfg.SOLVER.EPOCHS, len(trainer.sampler), cfg.DATA.TRAIN_BATCHSIZE, trainer.device, trainer.threads)
     if trainer.exact:
         logger.info("going on after epoch %d, iteration %d", at.epoch, at.batch)
-    with MetricsFile(folder.metrics) as metrics:
-        if goes_on and trainer.metrics_bytes is not None:
-            metrics.cut(trainer.metrics_bytes)
+    with MetricsFile(folder.metrics) as metrics, trainer.stop:
+        metrics.cut(trainer.metrics_bytes if goes_on else 0)
         try:
             if at.epoch >= cfg.SOLVER.EPOCHS:
                 logger.info("all %d epochs are done already: a larger SOLVER.EPOCHS goes on", cfg.SOLVER.EPOCHS)
