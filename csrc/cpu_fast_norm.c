@@ -178,6 +178,23 @@ static void norm_merge_one(double *count, double *mean, double *m2, double n, do
     *count = total;
 }
 
+/* A thread's statistics of channel c: its columns of a wide row, which have equal counts. */
+static void norm_fold(const norm_shape *s, const norm_own *o, int64_t c, double *rows, double *mean, double *m2)
+{
+    double sum = 0, spread = 0;
+    for (int64_t p = 0; p < s->pack; p++)
+        sum += o->mean[p * s->channels + c];
+    *mean = sum / (double)s->pack;
+    *m2 = 0;
+    for (int64_t p = 0; p < s->pack; p++) {
+        double d = o->mean[p * s->channels + c] - *mean;
+        spread += d * d;
+        *m2 += o->m2[p * s->channels + c];
+    }
+    *m2 += *o->count * spread;
+    *rows = *o->count * (double)s->pack;
+}
+
 static void norm_set_channel(const norm_work *k, int64_t c, double mean, double invstd)
 {
     float scale = (float)(k->weight[c] * invstd);
@@ -197,8 +214,9 @@ static void norm_finish(const norm_work *k, int64_t group, int threads, int64_t 
         double count = 0, mean = 0, m2 = 0;
         for (int t = 0; t < threads; t++) {
             norm_own o = norm_own_of(k, t);
-            for (int64_t p = 0; p < s->pack; p++)
-                norm_merge_one(&count, &mean, &m2, *o.count, o.mean[p * s->channels + c], o.m2[p * s->channels + c]);
+            double rows, own_mean, own_m2;
+            norm_fold(s, &o, c, &rows, &own_mean, &own_m2);
+            norm_merge_one(&count, &mean, &m2, rows, own_mean, own_m2);
         }
         for (int64_t r = 0; r < s->tail; r++)
             norm_merge_one(&count, &mean, &m2, 1, tail[r * s->channels + c], 0);

@@ -275,7 +275,8 @@ int fast_batch_norm_grad(const asen_call *call)
         return ASEN_DECLINED;
     int64_t count = asen_tensor_count(x), wide = norm_round(k.s.wide);
     int threads = fast_threads(count, k.s.wide_rows);
-    k.stream = k.s.wide % 16 == 0 && count * (int64_t)sizeof(float) >= FAST_STREAM_BYTES;
+    /* Three streams read beside one written past the caches were slower than ordinary stores. */
+    k.stream = (k.dresidual || !k.relu) && k.s.wide % 16 == 0 && count * (int64_t)sizeof(float) >= FAST_STREAM_BYTES;
     k.own_bytes = grad_own_bytes(&k.s);
     size_t totals = (size_t)norm_round(2 * k.s.channels) * sizeof(double);
     size_t bytes = totals + (size_t)(4 * wide) * sizeof(float) + (size_t)threads * k.own_bytes;

@@ -25,7 +25,7 @@ def paths(*names):
         _asen.set_kernel_paths("all")
 
 
-@pytest.fixture(params=[1, 2, 3], ids="{0} threads".format)
+@pytest.fixture(params=[1, 3], ids="{0} threads".format)
 def threads(request):
     before = _asen.get_num_threads()
     _asen.set_num_threads(request.param)
