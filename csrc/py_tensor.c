@@ -562,6 +562,8 @@ static Py_ssize_t length(PyObject *self)
 
 static PyObject *get_row(PyObject *self, Py_ssize_t i) /* iteration */
 {
+    if (length(self) < 0)
+        return NULL;
     PyObject *key = PyLong_FromSsize_t(i), *row = key == NULL ? NULL : asen_py_index(self, key);
     Py_XDECREF(key);
     return row;
