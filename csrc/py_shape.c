@@ -29,7 +29,7 @@ static PyObject *method_flatten(PyObject *self, PyObject *args)
     asen_tensor *t = self_tensor(self);
     int start = 0;
     int64_t shape[ASEN_MAX_DIMS + 1];
-    if (!PyArg_ParseTuple(args, "|i:flatten", &start) || (t->ndim > 0 && (start = wrap_dim(start, t->ndim)) < 0))
+    if (!PyArg_ParseTuple(args, "|i:flatten", &start) || (start = wrap_dim(start, t->ndim > 0 ? t->ndim : 1)) < 0)
         return NULL;
     memcpy(shape, t->shape, sizeof t->shape);
     shape[start] = asen_shape_count(t->ndim - start, t->shape + start);
@@ -105,24 +105,35 @@ PyMethodDef asen_py_shape_methods[] = {
 
 typedef struct {
     asen_attrs slice;
-    int64_t shape[2 * ASEN_MAX_DIMS]; /* of the result: kept and inserted dims */
-    int in, out;                      /* dims of the tensor used, of the result made */
+    int64_t shape[ASEN_MAX_DIMS]; /* of the result: kept and inserted dims */
+    int in, out;                  /* dims of the tensor used, of the result made */
+    bool ellipsis;
 } index_plan;
+
+static int plan_dim(index_plan *plan, int64_t size)
+{
+    if (plan->out == ASEN_MAX_DIMS) {
+        PyErr_Format(PyExc_IndexError, "the result would have more than %d dims", ASEN_MAX_DIMS);
+        return -1;
+    }
+    plan->shape[plan->out++] = size;
+    return 0;
+}
 
 static int plan_item(index_plan *plan, const asen_tensor *t, PyObject *item, Py_ssize_t rest)
 {
     asen_list *start = &plan->slice.slice.start, *stop = &plan->slice.slice.stop, *step = &plan->slice.slice.step;
-    if (plan->out >= 2 * ASEN_MAX_DIMS - 1) {
-        PyErr_SetString(PyExc_IndexError, "too many indices");
-        return -1;
-    }
-    if (item == Py_None) {
-        plan->shape[plan->out++] = 1;
-        return 0;
-    }
+    if (item == Py_None)
+        return plan_dim(plan, 1);
     if (item == Py_Ellipsis) {
+        if (plan->ellipsis) {
+            PyErr_SetString(PyExc_IndexError, "an index can have only one ...");
+            return -1;
+        }
+        plan->ellipsis = true;
         for (; plan->in < t->ndim - rest; plan->in++)
-            plan->shape[plan->out++] = t->shape[plan->in];
+            if (plan_dim(plan, t->shape[plan->in]) < 0)
+                return -1;
         return 0;
     }
     if (plan->in >= t->ndim) {
@@ -138,13 +149,13 @@ static int plan_item(index_plan *plan, const asen_tensor *t, PyObject *item, Py_
             PyErr_SetString(PyExc_ValueError, "slices of tensors need a positive step");
             return -1;
         }
-        plan->shape[plan->out++] = PySlice_AdjustIndices((Py_ssize_t)t->shape[d], &from, &to, by);
+        Py_ssize_t size = PySlice_AdjustIndices((Py_ssize_t)t->shape[d], &from, &to, by);
         start->item[d] = from;
         stop->item[d] = to;
         step->item[d] = by;
-        return 0;
+        return plan_dim(plan, size);
     }
-    if (!PyIndex_Check(item)) {
+    if (!PyIndex_Check(item) || PyBool_Check(item)) { /* elsewhere, True is a mask */
         PyErr_Format(PyExc_TypeError, "tensors are indexed by integers, slices, None, ... or an int64 tensor, not %.100s",
                      Py_TYPE(item)->tp_name);
         return -1;
@@ -183,12 +194,13 @@ PyObject *asen_py_index(PyObject *self, PyObject *key)
     for (Py_ssize_t i = 0; i < n; i++) {
         Py_ssize_t rest = 0; /* dims that the items after this one use */
         for (Py_ssize_t j = i + 1; j < n; j++)
-            rest += PyTuple_GET_ITEM(key, j) != Py_None;
+            rest += PyTuple_GET_ITEM(key, j) != Py_None && PyTuple_GET_ITEM(key, j) != Py_Ellipsis;
         if (plan_item(&plan, t, tuple ? PyTuple_GET_ITEM(key, i) : key, rest) < 0)
             return NULL;
     }
     for (; plan.in < t->ndim; plan.in++)
-        plan.shape[plan.out++] = t->shape[plan.in];
+        if (plan_dim(&plan, t->shape[plan.in]) < 0)
+            return NULL;
     PyObject *view = asen_py_apply1(state, ASEN_OP_slice, &t, 1, &plan.slice);
     if (view == NULL)
         return NULL;

@@ -148,10 +148,13 @@ static int set_requires_grad(PyObject *self, PyObject *value, void *closure)
 static PyObject *get_grad(PyObject *self, void *closure)
 {
     asen_node *node = self_tensor(self)->node;
-    if (node == NULL || !node->leaf || node->grad == NULL)
-        Py_RETURN_NONE;
     asen_py_state *state = asen_py_state_of_tensor(self);
-    return state == NULL ? NULL : asen_py_wrap(state, asen_tensor_retain(node->grad));
+    asen_tensor *grad = state == NULL || node == NULL || !node->leaf ? NULL : asen_tape_grad_get(node);
+    if (state == NULL)
+        return NULL;
+    if (grad == NULL)
+        Py_RETURN_NONE;
+    return asen_py_wrap(state, grad);
 }
 
 static int set_grad(PyObject *self, PyObject *value, void *closure)
@@ -173,11 +176,8 @@ static int set_grad(PyObject *self, PyObject *value, void *closure)
             return -1;
         }
     }
-    if (tensor->node != NULL && tensor->node->leaf) {
-        asen_tensor *old = tensor->node->grad;
-        tensor->node->grad = grad;
-        asen_tensor_release(old);
-    }
+    if (tensor->node != NULL && tensor->node->leaf)
+        asen_tape_grad_set(tensor->node, grad);
     return 0;
 }
 
@@ -562,6 +562,8 @@ static Py_ssize_t length(PyObject *self)
 
 static PyObject *get_row(PyObject *self, Py_ssize_t i) /* iteration */
 {
+    if (length(self) < 0)
+        return NULL;
     PyObject *key = PyLong_FromSsize_t(i), *row = key == NULL ? NULL : asen_py_index(self, key);
     Py_XDECREF(key);
     return row;

@@ -506,9 +506,10 @@ RULE(slice_grad)
     const asen_list *shape = &attrs->slice_grad.shape, *start = &attrs->slice_grad.start, *step = &attrs->slice_grad.step;
     WANT(shape->count == dy->ndim, "dy %s has %d dims, but shape %lld", TEXT(dy), dy->ndim, (long long)shape->count);
     for (int i = 0; i < dy->ndim; i++) {
-        int64_t room = shape->item[i] - 1 - start->item[i];
         WANT(start->item[i] >= 0 && step->item[i] >= 1, "start %lld and step %lld in dim %d: at least 0 and 1 are wanted",
              (long long)start->item[i], (long long)step->item[i], i);
+        WANT(shape->item[i] >= 0, "negative size %lld in dim %d of shape", (long long)shape->item[i], i);
+        int64_t room = shape->item[i] - 1 - start->item[i];
         WANT(dy->shape[i] == 0 || (room >= 0 && dy->shape[i] - 1 <= room / step->item[i]),
              "dy %s from %lld in steps of %lld does not lie in a dim %d of %lld", TEXT(dy), (long long)start->item[i],
              (long long)step->item[i], i, (long long)shape->item[i]);

@@ -157,10 +157,10 @@ fail:
 
 int asen_tape_set_leaf(asen_tensor *tensor, bool requires_grad)
 {
-    if (tensor->node != NULL && !tensor->node->leaf)
-        return asen_fail(ASEN_ERR_VALUE, "requires_grad of a result cannot be changed: use detach()");
     if (requires_grad == (tensor->node != NULL))
         return ASEN_OK;
+    if (tensor->node != NULL && !tensor->node->leaf)
+        return asen_fail(ASEN_ERR_VALUE, "requires_grad of a result cannot be changed: use detach()");
     if (!requires_grad) {
         asen_node_release(tensor->node);
         tensor->node = NULL;
@@ -273,14 +273,44 @@ static int node_backward(asen_node *node, bool retain)
     return status;
 }
 
-/* A leaf: its gradient is complete. It is kept dense, for the optimizers. */
+static pthread_mutex_t grad_lock = PTHREAD_MUTEX_INITIALIZER; /* `grad` of all leaves: held for a swap */
+
+asen_tensor *asen_tape_grad_get(asen_node *leaf)
+{
+    pthread_mutex_lock(&grad_lock);
+    asen_tensor *grad = leaf->grad == NULL ? NULL : asen_tensor_retain(leaf->grad);
+    pthread_mutex_unlock(&grad_lock);
+    return grad;
+}
+
+void asen_tape_grad_set(asen_node *leaf, asen_tensor *grad)
+{
+    pthread_mutex_lock(&grad_lock);
+    asen_tensor *old = leaf->grad;
+    leaf->grad = grad;
+    pthread_mutex_unlock(&grad_lock);
+    asen_tensor_release(old);
+}
+
+/* A leaf: its gradient is complete. It is kept dense, for the optimizers, and in memory of its own:
+ * what `pending` holds may be another input's gradient too, or the seed that the caller gave. */
 static int leaf_backward(asen_node *leaf)
 {
-    asen_tensor *dense;
-    if (leaf->pending[0] == NULL)
+    asen_tensor *pending = leaf->pending[0], *total, *part;
+    if (pending == NULL)
         return ASEN_OK;
-    int status = asen_tensor_to_dense(leaf->pending[0], &dense);
-    return status == ASEN_OK ? accumulate(&leaf->grad, dense) : status;
+    total = asen_tape_grad_get(leaf);
+    bool shared = atomic_load(&pending->refs) > 1 || atomic_load(&pending->storage->refs) > 1;
+    asen_attrs same = {.copy = {.dtype = pending->dtype}};
+    int status = total == NULL && shared ? asen_op_apply1(ASEN_OP_copy, &pending, 1, &same, &part)
+                                         : asen_tensor_to_dense(pending, &part);
+    if (status == ASEN_OK)
+        status = accumulate(&total, part);
+    if (status == ASEN_OK)
+        asen_tape_grad_set(leaf, total);
+    else
+        asen_tensor_release(total);
+    return status;
 }
 
 static int by_sequence(const void *a, const void *b)

@@ -51,6 +51,11 @@ int asen_tape_record(asen_op op, asen_tensor *const *in, asen_tensor *const *use
 /* Gives `tensor` a leaf node (or takes it away). An error for the result of an op. */
 int asen_tape_set_leaf(asen_tensor *tensor, bool requires_grad);
 
+/* The gradient of a leaf: a new reference, or NULL; and its replacement, which steals `grad` (NULL
+ * clears). Any thread may ask while another runs backward. */
+asen_tensor *asen_tape_grad_get(asen_node *leaf);
+void asen_tape_grad_set(asen_node *leaf, asen_tensor *grad);
+
 /* Runs the gradients back from `root`. `seed`: dy of root (NULL: ones, for one element).
  * Saved tensors are released on the way unless `retain`. */
 int asen_tape_backward(asen_tensor *root, asen_tensor *seed, bool retain);

@@ -100,8 +100,8 @@ static int view_slice(asen_tensor *x, const asen_attrs *attrs, asen_tensor **out
     int64_t shape[ASEN_MAX_DIMS], stride[ASEN_MAX_DIMS], offset = x->offset;
     for (int d = 0; d < x->ndim; d++) {
         int64_t start = attrs->slice.start.item[d], stop = attrs->slice.stop.item[d], step = attrs->slice.step.item[d];
-        shape[d] = stop > start ? (stop - start + step - 1) / step : 0;
-        stride[d] = x->stride[d] * step;
+        shape[d] = stop > start ? (stop - start - 1) / step + 1 : 0;
+        stride[d] = shape[d] > 1 ? x->stride[d] * step : x->stride[d]; /* a huge step takes one element */
         offset += shape[d] > 0 ? start * x->stride[d] : 0;
     }
     return asen_tensor_view(x->storage, x->dtype, x->ndim, shape, stride, offset, out);
