@@ -36,6 +36,9 @@ static int check_inputs(asen_op op, asen_tensor *const *in, int n_in, asen_devic
     for (int i = 0; i < schema->n_in && !schema->variadic; i++)
         if ((i >= n_in || in[i] == NULL) && !schema->optional[i])
             return asen_fail(ASEN_ERR_TYPE, "input '%s' is missing", schema->in_name[i]);
+    for (int i = 0; i < n_in && schema->variadic; i++)
+        if (in[i] == NULL)
+            return asen_fail(ASEN_ERR_TYPE, "input '%s[%d]' is missing", schema->in_name[0], i);
     for (int i = 0; i < n_in; i++) {
         if (in[i] == NULL)
             continue;

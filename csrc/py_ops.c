@@ -89,6 +89,7 @@ typedef struct {
     asen_op op;
     const asen_schema *schema;
     PyObject *object[MAX_TENSORS]; /* borrowed: tensors, numbers or None */
+    PyObject *held;                /* owned: the tuple that some of them come from, or NULL */
     asen_tensor *tensor[MAX_TENSORS];
     asen_tensor *made[MAX_TENSORS]; /* owned: numbers made tensors */
     int n;
@@ -247,20 +248,24 @@ static void call_free(call_state *call)
 {
     for (int i = 0; i < call->n; i++)
         asen_tensor_release(call->made[i]);
+    Py_XDECREF(call->held);
     PyMem_Free(call);
 }
 
-/* The tensors of a variadic op: `self` and a sequence, or just a sequence. */
+/* Tensors from a sequence, after `self` where there is one. The call holds them: the list may
+ * change while it runs. */
 static int give_sequence(call_state *call, PyObject *sequence)
 {
     if (!PyList_Check(sequence) && !PyTuple_Check(sequence))
         return call_error(call, "%s: a list or tuple of tensors is wanted%s", "");
-    Py_ssize_t n = PySequence_Fast_GET_SIZE(sequence);
-    if (n > MAX_TENSORS)
+    call->held = PySequence_Tuple(sequence);
+    if (call->held == NULL)
+        return -1;
+    Py_ssize_t n = PyTuple_GET_SIZE(call->held);
+    if (n > (call->schema->variadic ? MAX_TENSORS : call->schema->n_in) - call->n)
         return call_error(call, "%s: too many tensors%s", "");
     for (Py_ssize_t i = 0; i < n; i++)
-        call->object[i] = PySequence_Fast_GET_ITEM(sequence, i);
-    call->n = (int)n;
+        call->object[call->n++] = PyTuple_GET_ITEM(call->held, i);
     return 0;
 }
 
@@ -276,7 +281,11 @@ PyObject *asen_py_call_op(asen_py_state *state, asen_op op, PyObject *self, PyOb
     if (self != NULL)
         call->object[call->n++] = self;
     if (s->variadic) {
-        if (n_args < 1 || give_sequence(call, args[at++]) < 0)
+        if (n_args < 1) {
+            call_error(call, "%s: a list or tuple of tensors is wanted%s", "");
+            goto done;
+        }
+        if (give_sequence(call, args[at++]) < 0)
             goto done;
     } else {
         for (; at < n_args && call->n < s->n_in; at++) {

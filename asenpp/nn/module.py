@@ -238,7 +238,7 @@ class Module:
         strict is not kept. Nothing is changed then.
         """
         targets = {**dict(self._named("_parameters", "")), **dict(self._named("_buffers", ""))}
-        report = LoadReport([name for name in targets if name in state],
+        report = LoadReport([name for name in state if name in targets],
                             [name for name in targets if name not in state],
                             [str(name) for name in state if name not in targets])
         wrong = []
