@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Two OpenMP runtimes live here (ours and PyTorch's): threads that wait must not spin.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(os.environ.get("ASENPP_TEST_PACKAGE") or ROOT)
