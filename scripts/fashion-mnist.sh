@@ -23,3 +23,12 @@ cfg="config/FashionMNIST/FashionMNIST.yaml config/FashionMNIST"
     "$python" main.py --overwrite --cfg $cfg/s2.yaml --resume "$runs/FashionMNIST_s1/model_best.pth.tar" ${opts:+--opts $opts}
     "$python" main.py --cfg $cfg/s2.yaml --resume "$runs/FashionMNIST_s2/model_best.pth.tar" --test TEST ${opts:+--opts $opts}
 }
+"$python" - "$runs/FashionMNIST_s2/metrics.jsonl" <<'END'
+import json, sys
+with open(sys.argv[1], encoding="utf-8") as file:
+    test = [event for event in map(json.loads, file) if event["event"] == "test"][-1]
+rows = [*test["attributes"].items(), ("total", test["mAP"])]
+print(f"\n{'attribute':12s} {'queries':>8s} {'TEST mAP':>9s}")
+for name, score in rows:
+    print(f"{name:12s} {test['queries'].get(name, sum(test['queries'].values())):8d} {score:9.4f}")
+END
