@@ -68,3 +68,27 @@ def same_run(one, other, but=()):
     if (one / "metrics.jsonl").read_bytes() != (other / "metrics.jsonl").read_bytes():
         found.append("metrics.jsonl")
     return found
+
+
+def choose_attributes(source, target, kept):
+    """A data set of the same images that knows only some attributes, numbered anew in that order."""
+    target.mkdir(parents=True)
+    new = {str(old): str(number) for number, old in enumerate(kept)}
+    for path in source.iterdir():
+        if path.is_dir():
+            (target / path.name).symlink_to(path)
+        elif path.name.startswith("filenames"):
+            (target / path.name).write_bytes(path.read_bytes())
+        elif path.suffix == ".txt":
+            lines = []
+            for line in path.read_text().splitlines():
+                image, *labels = line.split()
+                pairs = [f"{new[a]} {v}" for a, v in zip(labels[::2], labels[1::2]) if a in new]
+                lines += [" ".join([image, *pairs])] if pairs else []
+            (target / path.name).write_text("\n".join(lines) + "\n")
+
+
+def only(names, sizes):
+    """Options for such a data set."""
+    return ["DATA.ATTRIBUTES.NAME", list(names), "DATA.ATTRIBUTES.NUM", list(sizes),
+            "DATA.ATTRIBUTES.VALUES", [[] for _ in names], "DATA.NUM_ATTRIBUTES", len(names)]
