@@ -453,7 +453,27 @@ static PyObject *method_data_ptr(PyObject *self, PyObject *unused)
     return PyLong_FromVoidPtr(asen_tensor_data(self_tensor(self)));
 }
 
-static PyObject *method_dlpack(PyObject *self, PyObject *args, PyObject *kwargs) { return asen_py_dlpack(self); }
+/* What consumers ask for: `stream` and `max_version` change nothing on the CPU (the capsule is of the
+ * unversioned kind, which every version takes), `copy` asks for memory of its own. */
+static PyObject *method_dlpack(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"stream", "max_version", "dl_device", "copy", NULL};
+    PyObject *stream = Py_None, *version = Py_None, *device = Py_None, *copy = Py_None;
+    int type = 1, id = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOOO:__dlpack__", names, &stream, &version, &device, &copy))
+        return NULL;
+    if (device != Py_None && !PyArg_Parse(device, "(ii)", &type, &id))
+        return NULL;
+    if (type != 1 || id != 0) {
+        PyErr_SetString(PyExc_BufferError, "DLPack: only the CPU, device (1, 0), is offered");
+        return NULL;
+    }
+    if (copy != Py_True || self_tensor(self)->node != NULL) /* a gradient is refused there */
+        return asen_py_dlpack(self);
+    PyObject *clone = method_clone(self, NULL), *capsule = clone == NULL ? NULL : asen_py_dlpack(clone);
+    Py_XDECREF(clone);
+    return capsule;
+}
 static PyObject *method_dlpack_device(PyObject *self, PyObject *unused)
 {
     if (!self_tensor(self)->storage->device->backend->host_memory) {
