@@ -163,6 +163,41 @@ static bool is_number(asen_py_state *state, PyObject *object)
                                                  (PyNumber_Check(object) && !PySequence_Check(object)));
 }
 
+static int not_a_tensor(const call_state *call, int i, PyObject *object)
+{
+    PyErr_Format(PyExc_TypeError, "%s: %s must be a Tensor or a number, not %.100s", asen_op_get(call->op)->name,
+                 call->schema->in_name[call->schema->variadic ? 0 : i], Py_TYPE(object)->tp_name);
+    return -1;
+}
+
+/* A 0-d tensor of a Python or NumPy number, exactly: integers take no fractions. */
+static int number_to_tensor(call_state *call, int i, const asen_tensor *model)
+{
+    PyObject *object = call->object[i];
+    double value = PyFloat_AsDouble(object);
+    if (value == -1 && PyErr_Occurred())
+        return -1;
+    if (!asen_dtype_is_float(model->dtype)) {
+        if (!PyIndex_Check(object)) {
+            PyErr_Format(PyExc_TypeError, "%s: %R with a tensor of %s: convert the tensor with .float() first",
+                         asen_op_get(call->op)->name, object, asen_dtype_name(model->dtype));
+            return -1;
+        }
+        if (value >= 0x1p53 || value <= -0x1p53) { /* a double would round it */
+            PyErr_Format(PyExc_ValueError, "%s: the number %R is too large", asen_op_get(call->op)->name, object);
+            return -1;
+        }
+    }
+    int status = asen_tensor_full(model->storage->device, model->dtype, 0, NULL, value, &call->made[i]);
+    if (status != ASEN_OK) {
+        asen_fail_prefix("%s", asen_op_get(call->op)->name);
+        asen_py_raise(status);
+        return -1;
+    }
+    call->tensor[i] = call->made[i];
+    return 0;
+}
+
 /* Objects to tensors; numbers become 0-d tensors like the first tensor among the inputs. */
 static int resolve_tensors(asen_py_state *state, call_state *call)
 {
@@ -176,21 +211,12 @@ static int resolve_tensors(asen_py_state *state, call_state *call)
         PyObject *object = call->object[i];
         if (object == NULL || object == Py_None)
             continue;
-        if (is_number(state, object)) {
-            double value = PyFloat_AsDouble(object);
-            if (value == -1 && PyErr_Occurred())
-                return -1;
-            int status = asen_tensor_full(model->storage->device, model->dtype, 0, NULL, value, &call->made[i]);
-            if (status != ASEN_OK) {
-                asen_py_raise(status);
-                return -1;
-            }
-            call->tensor[i] = call->made[i];
-        } else {
-            const char *name = call->schema->in_name[call->schema->variadic ? 0 : i];
-            if ((call->tensor[i] = asen_py_unwrap(state, object, name)) == NULL)
-                return -1;
-        }
+        if (asen_py_is_tensor(state, object))
+            call->tensor[i] = ((asen_py_tensor *)object)->tensor;
+        else if (!is_number(state, object))
+            return not_a_tensor(call, i, object);
+        else if (number_to_tensor(call, i, model) < 0)
+            return -1;
     }
     return 0;
 }
@@ -291,8 +317,12 @@ PyObject *asen_py_call_op(asen_py_state *state, asen_op op, PyObject *self, PyOb
         for (; at < n_args && call->n < s->n_in; at++) {
             bool tensor_like = asen_py_is_tensor(state, args[at]) || args[at] == Py_None;
             /* A number is a tensor only where one is required. */
-            if (!tensor_like && (s->optional[call->n] || !is_number(state, args[at])))
+            if (!tensor_like && s->optional[call->n])
                 break;
+            if (!tensor_like && !is_number(state, args[at])) {
+                not_a_tensor(call, call->n, args[at]);
+                goto done;
+            }
             call->object[call->n++] = args[at];
         }
     }

@@ -141,12 +141,21 @@ static PyObject *dispatch_counts(PyObject *module, PyObject *args)
 
 typedef struct {
     Py_ssize_t count;
-    void **data; /* device pointers */
+    void **data;        /* device pointers */
+    asen_tensor **held; /* owned: the list may change while the step runs without the GIL */
 } tensor_list;
+
+static void list_release(tensor_list *list)
+{
+    for (Py_ssize_t i = 0; i < list->count && list->held != NULL; i++)
+        asen_tensor_release(list->held[i]);
+    PyMem_Free(list->data);
+    PyMem_Free(list->held);
+}
 
 /* A list of tensors like `model` (or of any, for the first): dense, of equal lengths. */
 static int take_list(asen_py_state *state, PyObject *list, PyObject *model, const char *what, tensor_list *out,
-                     int64_t *length, bool written)
+                     int64_t *length)
 {
     if (!PyList_Check(list) || (model != NULL && PyList_GET_SIZE(list) != PyList_GET_SIZE(model))) {
         PyErr_Format(PyExc_TypeError, "%s must be a list of tensors, one for each parameter", what);
@@ -154,16 +163,18 @@ static int take_list(asen_py_state *state, PyObject *list, PyObject *model, cons
     }
     out->count = PyList_GET_SIZE(list);
     out->data = PyMem_Calloc((size_t)out->count + 1, sizeof(void *));
-    if (out->data == NULL) {
+    out->held = PyMem_Calloc((size_t)out->count + 1, sizeof(asen_tensor *));
+    if (out->data == NULL || out->held == NULL) {
         PyErr_NoMemory();
         return -1;
     }
     for (Py_ssize_t i = 0; i < out->count; i++) {
         asen_tensor *t = asen_py_unwrap(state, PyList_GET_ITEM(list, i), what);
-        asen_tensor *like = model == NULL ? t : ((asen_py_tensor *)PyList_GET_ITEM(model, i))->tensor;
-        asen_tensor *first = model == NULL ? ((asen_py_tensor *)PyList_GET_ITEM(list, 0))->tensor : like;
         if (t == NULL)
             return -1;
+        out->held[i] = asen_tensor_retain(t);
+        asen_tensor *like = model == NULL ? t : ((asen_py_tensor *)PyList_GET_ITEM(model, i))->tensor;
+        asen_tensor *first = model == NULL ? out->held[0] : like;
         if (!asen_tensor_is_dense(t) || !asen_tensor_same_shape(t, like) || t->dtype != first->dtype ||
             t->storage->device != first->storage->device) {
             PyErr_Format(PyExc_ValueError, "%s %zd is %s %s: it must be contiguous and of its parameter's shape, dtype and device",
@@ -173,8 +184,6 @@ static int take_list(asen_py_state *state, PyObject *list, PyObject *model, cons
         out->data[i] = asen_tensor_data(t);
         if (length != NULL)
             length[i] = asen_tensor_count(t);
-        if (written)
-            asen_storage_written(t->storage);
     }
     return 0;
 }
@@ -204,6 +213,8 @@ static PyObject *optim_step(PyObject *module, PyObject *args, PyObject *kwargs)
         call.kind = ASEN_ADAMW;
     else
         return PyErr_Format(PyExc_ValueError, "an optimizer is 'sgd', 'adam' or 'adamw', not '%s'", kind);
+    if (step < 1)
+        return PyErr_Format(PyExc_ValueError, "optimizer steps count from 1, not %lld", step);
     if (PyList_GET_SIZE(lists[0]) == 0)
         Py_RETURN_NONE;
     if ((call.kind != ASEN_SGD && (lists[2] == Py_None || lists[3] == Py_None)) ||
@@ -214,9 +225,12 @@ static PyObject *optim_step(PyObject *module, PyObject *args, PyObject *kwargs)
         return PyErr_NoMemory();
     for (int l = 0; l < 4; l++)
         if (lists[l] != Py_None &&
-            take_list(state, lists[l], l ? lists[0] : NULL, what[l], &taken[l], l ? NULL : length, l != 1) < 0)
+            take_list(state, lists[l], l ? lists[0] : NULL, what[l], &taken[l], l ? NULL : length) < 0)
             goto done;
-    asen_tensor *first = ((asen_py_tensor *)PyList_GET_ITEM(lists[0], 0))->tensor;
+    for (int l = 0; l < 4; l++) /* after every list was found good; gradients are read only */
+        for (Py_ssize_t i = 0; l != 1 && i < taken[l].count; i++)
+            asen_storage_written(taken[l].held[i]->storage);
+    asen_tensor *first = taken[0].held[0];
     call.dtype = first->dtype;
     call.device = first->storage->device;
     call.count = taken[0].count;
@@ -233,7 +247,7 @@ static PyObject *optim_step(PyObject *module, PyObject *args, PyObject *kwargs)
     result = status == ASEN_OK ? Py_NewRef(Py_None) : asen_py_raise(status);
 done:
     for (int l = 0; l < 4; l++)
-        PyMem_Free(taken[l].data);
+        list_release(&taken[l]);
     PyMem_Free(length);
     return result;
 }

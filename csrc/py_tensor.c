@@ -233,11 +233,10 @@ static PyObject *method_array(PyObject *self, PyObject *args, PyObject *kwargs)
     PyObject *dtype = Py_None, *copy = Py_None;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OO:__array__", names, &dtype, &copy))
         return NULL;
-    PyObject *host = to_host(self);
-    PyObject *array = host == NULL ? NULL : asen_py_to_numpy(host);
-    Py_XDECREF(host);
-    if (array != NULL && dtype != Py_None)
-        Py_SETREF(array, PyObject_CallMethod(array, "astype", "O", dtype));
+    PyObject *array = method_numpy(self, NULL);
+    if (array != NULL && dtype != Py_None) /* astype(dtype, order, casting, subok, copy) */
+        Py_SETREF(array, PyObject_CallMethod(array, "astype", "OssOO", dtype, "K", "unsafe", Py_True,
+                                             copy == Py_True ? Py_True : Py_False));
     else if (array != NULL && copy == Py_True)
         Py_SETREF(array, PyObject_CallMethod(array, "copy", NULL));
     return array;
@@ -454,7 +453,27 @@ static PyObject *method_data_ptr(PyObject *self, PyObject *unused)
     return PyLong_FromVoidPtr(asen_tensor_data(self_tensor(self)));
 }
 
-static PyObject *method_dlpack(PyObject *self, PyObject *args, PyObject *kwargs) { return asen_py_dlpack(self); }
+/* What consumers ask for: `stream` and `max_version` change nothing on the CPU (the capsule is of the
+ * unversioned kind, which every version takes), `copy` asks for memory of its own. */
+static PyObject *method_dlpack(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"stream", "max_version", "dl_device", "copy", NULL};
+    PyObject *stream = Py_None, *version = Py_None, *device = Py_None, *copy = Py_None;
+    int type = 1, id = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOOO:__dlpack__", names, &stream, &version, &device, &copy))
+        return NULL;
+    if (device != Py_None && !PyArg_Parse(device, "(ii)", &type, &id))
+        return NULL;
+    if (type != 1 || id != 0) {
+        PyErr_SetString(PyExc_BufferError, "DLPack: only the CPU, device (1, 0), is offered");
+        return NULL;
+    }
+    if (copy != Py_True || self_tensor(self)->node != NULL) /* a gradient is refused there */
+        return asen_py_dlpack(self);
+    PyObject *clone = method_clone(self, NULL), *capsule = clone == NULL ? NULL : asen_py_dlpack(clone);
+    Py_XDECREF(clone);
+    return capsule;
+}
 static PyObject *method_dlpack_device(PyObject *self, PyObject *unused)
 {
     if (!self_tensor(self)->storage->device->backend->host_memory) {
@@ -508,6 +527,12 @@ static PyObject *binary(asen_op op, PyObject *a, PyObject *b)
     for (int i = 0; i < 2; i++)
         if (!asen_py_is_tensor(state, args[i]) && !PyNumber_Check(args[i]))
             Py_RETURN_NOTIMPLEMENTED;
+    for (int i = 0; i < 2 && op == ASEN_OP_div; i++)
+        if (asen_py_is_tensor(state, args[i]) && !asen_dtype_is_float(self_tensor(args[i])->dtype)) {
+            PyErr_Format(PyExc_TypeError, "/ of %s: convert with .float() (div() of integers rounds down)",
+                         asen_dtype_name(self_tensor(args[i])->dtype));
+            return NULL;
+        }
     return asen_py_call_op(state, op, NULL, args, 2, NULL);
 }
 
@@ -639,5 +664,10 @@ int asen_py_add_tensor(PyObject *module)
             if (failed)
                 return -1;
         }
-    return PyModule_AddObjectRef(module, "Tensor", type);
+    /* NumPy's arrays and scalars leave operators with a tensor to the tensor: they would compute an
+     * array, and lose the gradient. */
+    PyObject *priority = PyFloat_FromDouble(1000);
+    int failed = priority == NULL || PyObject_SetAttrString(type, "__array_priority__", priority) < 0;
+    Py_XDECREF(priority);
+    return failed ? -1 : PyModule_AddObjectRef(module, "Tensor", type);
 }

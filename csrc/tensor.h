@@ -22,7 +22,7 @@ struct asen_tensor {
 
 /* A new dense tensor, contents undefined. */
 int asen_tensor_new(asen_device *device, asen_dtype dtype, int ndim, const int64_t *shape, asen_tensor **out);
-/* A new dense tensor of one value (rounded to the dtype). */
+/* A new dense tensor of one value (rounded to a floating dtype; an error where integers lack it). */
 int asen_tensor_full(asen_device *device, asen_dtype dtype, int ndim, const int64_t *shape, double value,
                      asen_tensor **out);
 /* A new tensor over `storage` (a reference is taken). Checks that the view lies inside it. */

@@ -20,10 +20,24 @@ static void encode(asen_dtype dtype, double value, void *out)
     }
 }
 
+/* Whether `value` is one that an element of `dtype` can hold. */
+static bool fits(asen_dtype dtype, double value)
+{
+    switch (dtype) {
+    case ASEN_U8: return value >= 0 && value <= UINT8_MAX && value == (uint8_t)value;
+    case ASEN_I32: return value >= INT32_MIN && value <= INT32_MAX && value == (int32_t)value;
+    case ASEN_I64: return value >= -0x1p63 && value < 0x1p63 && value == (double)(int64_t)value;
+    default: return true;
+    }
+}
+
 int asen_tensor_full(asen_device *device, asen_dtype dtype, int ndim, const int64_t *shape, double value,
                      asen_tensor **out)
 {
     const asen_backend *b = device->backend;
+    *out = NULL;
+    if (!fits(dtype, value))
+        return asen_fail(ASEN_ERR_VALUE, "%.17g is not a value of %s", value, asen_dtype_name(dtype));
     int status = asen_tensor_new(device, dtype, ndim, shape, out);
     if (status != ASEN_OK)
         return status;
@@ -105,6 +119,15 @@ int asen_tensor_copy_into(asen_tensor *target, asen_tensor *source)
         if (!to->backend->host_memory || !from->backend->host_memory) {
             status = asen_fail(ASEN_ERR_UNSUPPORTED, "cannot write into a strided view on %s", to->name);
             goto done;
+        }
+        if (dense->storage == target->storage) { /* they may overlap */
+            asen_attrs same = {.copy = {.dtype = dense->dtype}};
+            status = asen_op_apply1(ASEN_OP_copy, &dense, 1, &same, &moved);
+            if (status != ASEN_OK)
+                goto done;
+            asen_tensor_release(dense);
+            dense = moved;
+            moved = NULL;
         }
         scatter(target, dense);
     } else if (to == from || (to->backend->host_memory && from->backend->host_memory)) {
