@@ -73,8 +73,10 @@ static int tensor_make(asen_storage *storage, asen_dtype dtype, int ndim, const 
     t->dtype = dtype;
     t->ndim = ndim;
     t->offset = offset;
-    memcpy(t->shape, shape, (size_t)ndim * sizeof *shape);
-    memcpy(t->stride, stride, (size_t)ndim * sizeof *stride);
+    if (ndim > 0) { /* `shape` of a scalar may be NULL */
+        memcpy(t->shape, shape, (size_t)ndim * sizeof *shape);
+        memcpy(t->stride, stride, (size_t)ndim * sizeof *stride);
+    }
     *out = t;
     return ASEN_OK;
 }

@@ -393,7 +393,7 @@ LARGE_SAMPLES = {name: [Sample(SPECS[name], t.strip()) for t in text.split("|")]
 
 # Of the largest magnitude in the result: a few float32 roundings (6e-8 each); sums of n terms in
 # float32 lose about sqrt(n) of them, convolutions here have n up to 4 thousand.
-TOLERANCE = {"fast": 1e-6, "onednn": 3e-6, "reference": 1e-6}
+TOLERANCE = {"fast": 2e-6, "onednn": 3e-6, "reference": 1e-6}
 
 
 def rounded(sample):
