@@ -1,4 +1,4 @@
-"""`python -m asenpp.data …`: make one of the data sets that anyone can have."""
+"""`python -m asenpp.data …`: make one of the data sets that anyone can have, or index files for one's own."""
 
 from __future__ import annotations
 
@@ -42,7 +42,19 @@ def _parser() -> argparse.ArgumentParser:
                        help="width and height of the images (default: %(default)s)")
     drawn.add_argument("--format", choices=("jpg", "png"), default="jpg",
                        help="jpg (quality 90) or png (lossless) (default: %(default)s)")
-    for command in (mnist, drawn):
+
+    styles = commands.add_parser(
+        "style_labels", help="index files for a folder of class folders",
+        description="Write index files for images that lie in a folder for each class: 80 % train; of the "
+                    "rest 70 % candidates, the others queries. classid.txt names the classes.")
+    styles.add_argument("images", metavar="FOLDER", help="the folder of class folders")
+    styles.add_argument("--out", metavar="FOLDER",
+                        help="where the index files go (default: the folder that the images' folder lies in)")
+    styles.add_argument("--relative-to", metavar="FOLDER",
+                        help="write paths from this folder on, DATA.IMAGE_ROOT being it (default: the paths as "
+                             "FOLDER is given, DATA.IMAGE_ROOT being .)")
+    styles.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
+    for command in (mnist, drawn, styles):
         command.add_argument("--force", action="store_true",
                              help="make the data set anew where --out holds one already")
         command.add_argument("--quiet", action="store_true", help="no progress bar, no closing line")
@@ -56,14 +68,17 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if command == "fashion_mnist":
             from .fashion_mnist import prepare
+        elif command == "style_labels":
+            from .style_labels import prepare
         else:
             from .garments import prepare
         prepare(**options)
-    except DataError as error:
+    except (DataError, OSError) as error:
         print(f"asenpp.data: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("asenpp.data: interrupted, nothing was written", file=sys.stderr)
+        left = "" if command == "style_labels" else ", nothing was written"
+        print(f"asenpp.data: interrupted{left}", file=sys.stderr)
         return 130
     return 0
 
