@@ -28,8 +28,8 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "build_model": ("models", "build_model"),
     "load": ("checkpoint", "load"),
     "save": ("checkpoint", "save"),
-    **{name: (name, None) for name in ("checkpoint", "config", "cuda", "data", "engine", "metrics", "models", "nn",
-                                       "optim", "random", "transforms")},
+    **{name: (name, None) for name in ("checkpoint", "config", "cuda", "data", "engine", "inference", "metrics", "models",
+                                       "nn", "optim", "plots", "random", "transforms")},
 }
 
 __all__ = ["__version__", *_PUBLIC]

@@ -207,7 +207,7 @@ def attention_overlay(image: Any, attention_map: Any, cfg: Any, box: Any = None,
 
 
 def _centre_square(height: int, width: int, size: int) -> tuple[float, float, float]:
-    """(left, top, side) in pixels of the image of what the global transform keeps (REFERENCE 5)."""
+    """(left, top, side) in pixels of the image of what the global transform keeps (docs/reference.md 5)."""
     short, long = min(height, width), max(height, width)
     offset = int(round((int(size * long / short) - size) / 2)) * short / size
     return (offset, 0, short) if width > height else (0, offset, short)

@@ -167,7 +167,7 @@ class GlobalTransform(_Transform):
 
     The shorter side is resized to `INPUT.GLOBAL_SIZE` with Pillow's antialiased bilinear filter, the
     centre square cropped, scaled to [0, 1], `INPUT.PIXEL_MEAN` subtracted, divided by
-    `INPUT.PIXEL_STD` (REFERENCE 5). `cfg` is anything with these under `cfg.INPUT`;
+    `INPUT.PIXEL_STD` (docs/reference.md 5). `cfg` is anything with these under `cfg.INPUT`;
     `INPUT.EXIF` true applies the EXIF orientation of files.
     """
 
@@ -191,7 +191,7 @@ class LocalTransform(_Transform):
 
     The map is resized to `INPUT.GLOBAL_SIZE`² as OpenCV's INTER_LINEAR does, normalised to its range
     and cut at `INPUT.THRESHOLD`; the square about what is kept is cropped from the original image and
-    resized to `INPUT.LOCAL_SIZE` (REFERENCE 5). A constant map gives the whole centre square.
+    resized to `INPUT.LOCAL_SIZE` (docs/reference.md 5). A constant map gives the whole centre square.
     """
 
     def __init__(self, cfg) -> None:

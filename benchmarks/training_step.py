@@ -40,16 +40,22 @@ def timed(step, steps: int) -> list[float]:
     return seconds
 
 
+def configuration():
+    """The published global ASEN, as if for eight attributes."""
+    import asenpp
+
+    return asenpp.load_config(opts=["DATA.NUM_ATTRIBUTES", 8, "MODEL.PRETRAINED", False, "MODEL.LOCAL.ENABLE", False,
+                                    "MODEL.GLOBAL.BACKBONE.NAME", "resnet50"])
+
+
 def run_ours(triplets: int, size: int, steps: int) -> list[float]:
     import numpy as np
 
     import asenpp
     from asenpp.nn import functional as F
 
-    cfg = asenpp.load_config(opts=["DATA.NUM_ATTRIBUTES", 8, "MODEL.PRETRAINED", False, "MODEL.LOCAL.ENABLE", False,
-                                   "MODEL.GLOBAL.BACKBONE.NAME", "resnet50"])
     asenpp.manual_seed(0)
-    model = asenpp.build_model(cfg)
+    model = asenpp.build_model(configuration())
     optimizer = asenpp.optim.Adam(model.parameters(), lr=1e-4)
     rng = np.random.default_rng(0)
     pixels = rng.standard_normal((3 * triplets, size, size, 3), dtype=np.float32)
@@ -73,14 +79,14 @@ def run_torch(triplets: int, size: int, steps: int) -> list[float]:
     import torch_models
 
     torch.manual_seed(0)
-    model = torch_models.ASEN(backbone="resnet50", num_attributes=8).to(memory_format=torch.channels_last)
+    model = torch_models.ASEN(configuration()).to(memory_format=torch.channels_last)
     model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     images = [torch.randn(triplets, 3, size, size).to(memory_format=torch.channels_last) for _ in range(3)]
     attributes = torch.arange(triplets) % 8
 
     def step():
-        x, p, n = (model(image, attributes)[0] for image in images)
+        x, p, n = (model("global", image, attributes)[0] for image in images)
         similarity = torch.nn.functional.cosine_similarity
         loss = (similarity(x, n) - similarity(x, p) + 0.2).clamp(min=0).mean()
         optimizer.zero_grad()

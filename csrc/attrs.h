@@ -3,8 +3,9 @@
  * Each op's struct consists of 8-byte words, so that the schema string of its row (ops.def) maps
  * onto it word by word: "stride:i2=1 eps:f=1e-5 dims:l" reads: two int64, a double, and a list
  * (its length, then ASEN_MAX_DIMS int64). Kinds: i (int64), b (int64 used as a flag), f (double),
- * l (list), s (a list that is a shape), t (a dtype, int64). A number after i repeats it; "=" gives the default. The struct of
- * an op is the union's member of the op's name; op.c checks the sizes against the schemas. */
+ * l (list), s (a list that is a shape), t (a dtype, int64). A number after i repeats it; "=" gives
+ * the default. The struct of an op is the union's member of the op's name; the op tests set every
+ * attribute by name and see it arrive. */
 #ifndef ASEN_ATTRS_H
 #define ASEN_ATTRS_H
 

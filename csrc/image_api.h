@@ -49,7 +49,7 @@ int asen_image_resize(const asen_image *in, int64_t out_height, int64_t out_widt
 /* The rectangle (x, y, width, height) of `in`, which must lie within it. */
 asen_image asen_image_view(const asen_image *in, int64_t x, int64_t y, int64_t width, int64_t height);
 
-/* map (height, width) to out (size_y, size_x), as OpenCV's INTER_LINEAR in float32 (REFERENCE 5,
+/* map (height, width) to out (size_y, size_x), as OpenCV's INTER_LINEAR in float32 (docs/reference.md 5,
  * local transform, step 1). */
 int asen_map_resize(const float *map, int64_t height, int64_t width, float *out, int64_t size_y,
                     int64_t size_x);

@@ -1,4 +1,4 @@
-/* From an attention map to the square that is cropped: REFERENCE 5, local transform, steps 1 to 5.
+/* From an attention map to the square that is cropped: docs/reference.md 5, local transform, steps 1 to 5.
  * Floats and doubles are used exactly where the published program has them, so that every crop is
  * the same.
  *

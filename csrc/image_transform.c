@@ -1,4 +1,4 @@
-/* The global and the local transform (REFERENCE 5) for one image: resize, crop, scale, normalise. */
+/* The global and the local transform (docs/reference.md 5) for one image: resize, crop, scale, normalise. */
 #include "image_api.h"
 
 #include <stdlib.h>

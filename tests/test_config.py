@@ -56,7 +56,7 @@ def test_every_shipped_folder_is_known():
 @pytest.mark.parametrize("stage", ["s1", "s2"])
 @pytest.mark.parametrize("name", sorted(SHIPPED))
 def test_shipped_configurations_load(name, stage, load):
-    """Both stages of each shipped folder load, say what REFERENCE says, and survive a dump."""
+    """Both stages of each shipped folder load, say what they should, and survive a dump."""
     cfg = load_config(ROOT / "config" / name / f"{name}.yaml", ROOT / "config" / name / f"{stage}.yaml")
     assert (cfg.NAME, cfg.SAVE_DIR) == (f"{name}_{stage}", "runs")
     assert cfg.MODEL.LOCAL.ENABLE is (stage == "s2")

@@ -301,7 +301,7 @@ def test_meta(shop, tmp_path):
 
 @pytest.mark.skipif(not KFASHION.is_dir(), reason=f"no KFashion index files in {KFASHION} (set ASENPP_SHARED)")
 def test_kfashion_index_files(capsys):
-    """The real files: the class counts of REFERENCE 2, every image once, and triplets drawn from them."""
+    """The real files: the class counts of docs/reference.md 2, every image once, and triplets drawn from them."""
     cfg = make_cfg(KFASHION.parent, "Kfashion", ("style",), (3,), IMAGE_ROOT="/images/{split}/images")
     cfg.DATA.PATH_FILE.TEST = ""
     cfg.DATA.GROUNDTRUTH.QUERY.TEST = "query_valid.txt"

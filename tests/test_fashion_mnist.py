@@ -14,7 +14,7 @@ from asenpp.data.index import Attributes, DataError, build_table, read_filenames
 
 Image = pytest.importorskip("PIL.Image")
 BOTH = Attributes(("category", "worn"), (10, 5))
-# REFERENCE for the second attribute, written out: (category, worn)
+# What the second attribute, written out: (category, worn)
 WORN = {"T-shirt/top": "top", "Pullover": "top", "Coat": "top", "Shirt": "top", "Trouser": "bottom",
         "Dress": "whole body", "Sandal": "feet", "Sneaker": "feet", "Ankle boot": "feet", "Bag": "hand"}
 

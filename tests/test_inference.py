@@ -1,4 +1,4 @@
-"""Style inference and the label generator, against REFERENCE 7 and 9 told once more in plain words here."""
+"""Style inference and the label generator, against docs/reference.md 7 and 9 told once more in plain words here."""
 
 import errno
 import json
@@ -211,7 +211,7 @@ def pose_arguments(arc, folders, *more):
 
 
 def expected(document, styles):
-    """The output, as REFERENCE 7 describes it, as text."""
+    """The output, as docs/reference.md 7 describes it, as text."""
     people = []
     for entry, style in zip(document["pose_info"], styles):
         rest = dict(entry)

@@ -44,7 +44,7 @@ def said(capsys, code, arguments):
 # -- the commands that users type --------------------------------------------------------------------
 
 def test_both_stages_and_the_test(folder, capsys):
-    """The three commands of REFERENCE 1 work, and write what they should in the published form."""
+    """The three commands of docs/reference.md 1 work, and write what they should in the published form."""
     assert main(command(folder, "s2", "--resume", str(folder / "runs/Garments_s1/checkpoint.pth.tar"))) == 0
     lines = capsys.readouterr().out.splitlines()
     assert all(" ASEN INFO: " in line for line in lines)

@@ -23,7 +23,7 @@ def make_table(sizes, images=60, seed=5):
 
 
 def published_epoch(table, num_triplets, batch_size):
-    """REFERENCE 5 word for word, on Python's `random`: per batch rows (x, p, n, a, vp, vn)."""
+    """docs/reference.md 5 word for word, on Python's `random`: per batch rows (x, p, n, a, vp, vn)."""
     attributes = random.choices(range(0, len(table)), k=num_triplets)
     batches = []
     for begin in range(0, num_triplets, batch_size):

@@ -1,5 +1,5 @@
 """Decoding and the transforms against Pillow, OpenCV, torchvision's arithmetic in NumPy, and an
-independent model of the rules (REFERENCE 5). Equal means equal bits throughout."""
+independent model of the rules (docs/reference.md 5). Equal means equal bits throughout."""
 
 import io
 import itertools
@@ -231,7 +231,7 @@ def test_map_resize_equals_opencv():
 
 
 def model_box(map_, size, threshold, height, width):
-    """REFERENCE 5, local transform, steps 1 to 5, word by word."""
+    """docs/reference.md 5, local transform, steps 1 to 5, word by word."""
     big = model_map_resize(map_, size)
     low, high = big.min(), big.max()
     if low == high:

@@ -42,7 +42,7 @@ def _read(path: str) -> str:
         return ""
 
 
-def _available_bytes() -> int:
+def available_bytes() -> int:
     """Memory that may still be taken: of the machine, or of the control group if that is less."""
     available = [int(line.split()[1]) << 10 for line in _read("/proc/meminfo").splitlines()
                  if line.startswith("MemAvailable:")]
@@ -187,7 +187,7 @@ class BatchLoader:
         self.workers = int(workers)
         self.prefetch = int(prefetch) if workers else 0  # without threads nothing is made ahead
         self.keep_images = bool(keep_images)
-        available = _available_bytes()
+        available = available_bytes()
         self.max_decoded_bytes = (max(64 << 20, min(DECODED_BYTES, available // 4)) if max_decoded_bytes is None
                                   else int(max_decoded_bytes))
         self._transform = GlobalTransform(transform_cfg)

@@ -22,7 +22,7 @@ SPLITS = ("train", "valid", "test")
 
 
 def index_files() -> list[str]:
-    """The names of the index files of a data set, in REFERENCE order."""
+    """The names of the index files of a data set, in the order of docs/reference.md 2."""
     return [f"filenames_{split}.txt" for split in SPLITS] + ["label_train.txt"] + [
         f"{side}_{split}.txt" for split in SPLITS[1:] for side in ("query", "candidate")]
 

@@ -1,4 +1,4 @@
-"""Index files for a folder of class folders, as the style fork's label generator makes them (REFERENCE 7).
+"""Index files for a folder of class folders, as the style fork's label generator makes them (docs/reference.md 7).
 
     images/<class>/<image>   ->   classid.txt, filenames_train.txt, label_train.txt,
                                   filenames_valid.txt, candidate_valid.txt, query_valid.txt

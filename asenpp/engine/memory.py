@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import _asen
-from ..data.loader import _available_bytes as available_bytes
+from ..data.loader import available_bytes
 from .errors import EngineError
 
 __all__ = ["available_bytes", "check_training", "gigabytes"]

@@ -1,4 +1,4 @@
-"""The style of an image: the global branch, attribute 0, the softmax of the classifier (REFERENCE 7 and 9).
+"""The style of an image: the global branch, attribute 0, the softmax of the classifier (docs/reference.md 7 and 9).
 
 Images are turned as their EXIF orientation says, unlike in training.
 """

@@ -1,4 +1,4 @@
-"""Pose files with the style of each person: one JSON in, one JSON of the same name out (REFERENCE 7).
+"""Pose files with the style of each person: one JSON in, one JSON of the same name out (docs/reference.md 7).
 
 Invariants: input files are never written over; an output file is there whole or not at all, after
 its crops; whatever is wrong with a file is said with its name.

@@ -77,7 +77,7 @@ class ASEN(nn.Module):
         return self.forward_branch(level, images, attributes, groups)
 
     def parameter_groups(self, lr: float, lr_slow: float) -> list[dict[str, Any]]:
-        """Groups for an optimizer (REFERENCE 6)."""
+        """Groups for an optimizer (docs/reference.md 6)."""
         return parameter_groups(self, self, lr, lr_slow)
 
 
