@@ -1,0 +1,730 @@
+"""The C core of asenpp: tensors, ops, autograd, optimizers, images, configuration.
+
+Written by scripts/make_stubs.py from the built module: change csrc/ops.def or that script, not this file.
+
+Ops compute on float32 or float64, of one dtype and on one device within a call, and give the dtype of
+their inputs, unless they say otherwise. Errors of all ops: TypeError for arguments of the wrong kind or dtype,
+ValueError for shapes and attributes that do not fit (the message names the op and the shapes),
+MemoryError, NotImplementedError where a device has no kernel. Dims count from 0, or from the end
+below 0. A `float` where a Tensor can stand is a 0-d tensor of the other one's dtype.
+"""
+
+import builtins
+from collections.abc import Callable, Iterator, Sequence
+from os import PathLike
+from typing import Any, Protocol, TypeAlias, overload
+
+from numpy.typing import DTypeLike, NDArray
+from typing_extensions import Buffer, CapsuleType, Self
+
+# Any object with the buffer protocol (NumPy's stubs show theirs only from Python 3.12 on).
+_Buffer: TypeAlias = Buffer | NDArray[Any]
+# (line, content, plain): see parse_yaml.
+_YamlNode: TypeAlias = tuple[int, str | list[_YamlNode] | dict[str, tuple[int, _YamlNode]], bool]
+# Indices that give views, and an int64 tensor that picks rows.
+_Index: TypeAlias = int | builtins.slice | None | Tensor | tuple[Any, ...]
+
+class _SupportsDLPack(Protocol):
+    def __dlpack__(self) -> Any: ...
+
+class Tensor:
+    """An array of one dtype on one device that can remember how it was made.
+
+    Tensor(data): from a tensor (shares memory), a NumPy array (shares memory where it can), or anything NumPy makes
+    an array of.
+    """
+
+    __array_priority__: builtins.float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the dims, a tuple of int."""
+
+    @property
+    def ndim(self) -> int:
+        """Number of dims."""
+
+    @property
+    def dtype(self) -> str:
+        """Name of the element type: 'float32', 'float64', 'int64', 'uint8', ..."""
+
+    @property
+    def device(self) -> str:
+        """Name of the device: 'cpu' or 'cuda'."""
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether backward computes a gradient for or through this tensor."""
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None: ...
+
+    @property
+    def is_leaf(self) -> bool:
+        """Whether this tensor is not the recorded result of an op."""
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient that backward accumulated here, or None. Assign None to clear it."""
+    @grad.setter
+    def grad(self, value: Tensor | None) -> None: ...
+
+    def __new__(cls, data: Any) -> Self: ...
+
+    def numpy(self) -> NDArray[Any]:
+        """The values as a NumPy array that shares memory (on the CPU)."""
+
+    def item(self) -> Any:
+        """The one element as a Python number."""
+
+    def tolist(self) -> Any:
+        """The values as nested lists."""
+
+    def to(self, target: str | None = None, dtype: str | None = None, device: str | None = None) -> Tensor:
+        """to(dtype or device): the tensor converted or moved; itself where nothing changes."""
+
+    def float(self) -> Tensor:
+        """to('float32')."""
+
+    def double(self) -> Tensor:
+        """to('float64')."""
+
+    def long(self) -> Tensor:
+        """to('int64')."""
+
+    def clone(self) -> Tensor:
+        """A dense copy; gradients flow through it."""
+
+    def contiguous(self) -> Tensor:
+        """The tensor in the dense layout (channels-last for 4 dims)."""
+
+    def is_contiguous(self) -> bool:
+        """Whether the tensor is in the dense layout."""
+
+    def detach(self) -> Tensor:
+        """The same values and memory, without gradient."""
+
+    def copy_(self, source: Any, /) -> Tensor:
+        """Copies another tensor's or array's values into this one (broadcast)."""
+
+    def fill_(self, value: builtins.float, /) -> Tensor:
+        """Sets every element to a number."""
+
+    def zero_(self) -> Tensor:
+        """Sets every element to 0."""
+
+    def backward(self, gradient: Tensor | None = None, retain_graph: bool = False) -> None:
+        """backward(gradient=None, retain_graph=False): adds the gradients of this tensor to .grad of the leaves."""
+
+    def requires_grad_(self, on: bool = True, /) -> Self:
+        """Sets requires_grad and returns the tensor."""
+
+    @overload
+    def size(self) -> tuple[int, ...]:
+        """size(): the shape; size(dim): the size of one dim."""
+    @overload
+    def size(self, dim: int, /) -> int: ...
+
+    def stride(self) -> tuple[int, ...]:
+        """Strides in elements."""
+
+    def numel(self) -> int:
+        """Number of elements."""
+
+    def data_ptr(self) -> int:
+        """Address of the first element."""
+
+    @overload
+    def view(self, shape: Sequence[int], /) -> Tensor:
+        """The same as reshape."""
+    @overload
+    def view(self, *shape: int) -> Tensor: ...
+
+    def flatten(self, start_dim: int = 0, /) -> Tensor:
+        """flatten(start_dim=0): the dims from start_dim on as one."""
+
+    def unsqueeze(self, dim: int, /) -> Tensor:
+        """unsqueeze(dim): with a dim of size 1 inserted."""
+
+    def squeeze(self, dim: int = ..., /) -> Tensor:
+        """squeeze(dim=None): without the dims of size 1 (or that one)."""
+
+    def transpose(self, a: int, b: int, /) -> Tensor:
+        """transpose(a, b): two dims swapped."""
+
+    def t(self) -> Tensor:
+        """A matrix transposed."""
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]: ...
+
+    def __dlpack__(self, *, stream: Any = None, max_version: tuple[int, int] | None = None,
+                   dl_device: tuple[int, int] | None = None, copy: bool | None = None) -> CapsuleType: ...
+
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Tensor]: ...
+
+    def __getitem__(self, key: _Index, /) -> Tensor: ...
+
+    def __bool__(self) -> bool: ...
+
+    def __float__(self) -> builtins.float: ...
+
+    def __int__(self) -> int: ...
+
+    def __neg__(self) -> Tensor: ...
+
+    def __add__(self, value: Tensor | builtins.float, /) -> Tensor: ...
+
+    def __radd__(self, value: Tensor | builtins.float, /) -> Tensor: ...
+
+    def __sub__(self, value: Tensor | builtins.float, /) -> Tensor: ...
+
+    def __rsub__(self, value: Tensor | builtins.float, /) -> Tensor: ...
+
+    def __mul__(self, value: Tensor | builtins.float, /) -> Tensor: ...
+
+    def __rmul__(self, value: Tensor | builtins.float, /) -> Tensor: ...
+
+    def __truediv__(self, value: Tensor | builtins.float, /) -> Tensor: ...
+
+    def __rtruediv__(self, value: Tensor | builtins.float, /) -> Tensor: ...
+
+    def __matmul__(self, value: Tensor, /) -> Tensor: ...
+
+    def __rmatmul__(self, value: Tensor, /) -> Tensor: ...
+
+    def __pow__(self, value: builtins.float, mod: None = None, /) -> Tensor: ...
+
+    # Ops: this tensor is the first input.
+
+    def add(self, b: Tensor | builtins.float) -> Tensor:
+        """a + b, broadcast."""
+
+    def sub(self, b: Tensor | builtins.float) -> Tensor:
+        """a - b, broadcast."""
+
+    def mul(self, b: Tensor | builtins.float) -> Tensor:
+        """a * b, broadcast."""
+
+    def div(self, b: Tensor | builtins.float) -> Tensor:
+        """a / b, broadcast."""
+
+    def neg(self) -> Tensor:
+        """-x."""
+
+    def exp(self) -> Tensor:
+        """e to the x."""
+
+    def log(self) -> Tensor:
+        """Natural logarithm."""
+
+    def sqrt(self) -> Tensor:
+        """Square root."""
+
+    def pow(self, exponent: builtins.float) -> Tensor:
+        """x to a constant power."""
+
+    def clamp(self, min: builtins.float = ..., max: builtins.float = ...) -> Tensor:
+        """x limited to [min, max]; the gradient is 1 inside and at the bounds, 0 outside."""
+
+    def clamp_grad(self, x: Tensor, min: builtins.float = ..., max: builtins.float = ...) -> Tensor:
+        """dy where min <= x <= max, else 0."""
+
+    def relu(self) -> Tensor:
+        """max(x, 0)."""
+
+    def relu_grad(self, y: Tensor) -> Tensor:
+        """dy where y > 0, else 0."""
+
+    def tanh(self) -> Tensor:
+        """Hyperbolic tangent."""
+
+    def sigmoid(self) -> Tensor:
+        """1 / (1 + exp(-x))."""
+
+    def copy(self, dtype: str | None = None) -> Tensor:
+        """A dense copy of x, converted to a dtype (default: its own)."""
+
+    @overload
+    def sum(self, dims: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+        """Sum over dims (all where none are given)."""
+    @overload
+    def sum(self, *, dim: int | Sequence[int], keepdim: bool = False) -> Tensor: ...
+
+    @overload
+    def mean(self, dims: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+        """Mean over dims (all where none are given)."""
+    @overload
+    def mean(self, *, dim: int | Sequence[int], keepdim: bool = False) -> Tensor: ...
+
+    @overload
+    def max(self, dims: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+        """Maximum over dims; the gradient is shared equally between equal maxima."""
+    @overload
+    def max(self, *, dim: int | Sequence[int], keepdim: bool = False) -> Tensor: ...
+
+    @overload
+    def max_grad(self, x: Tensor, y: Tensor, dims: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+        """Gradient of max: dy / (number of elements equal to the maximum) where x == y, else 0."""
+    @overload
+    def max_grad(self, x: Tensor, y: Tensor, *, dim: int | Sequence[int], keepdim: bool = False) -> Tensor: ...
+
+    def matmul(self, b: Tensor, trans_a: bool = False, trans_b: bool = False) -> Tensor:
+        """Matrix product of (M, K) and (K, N), or of batches (B, M, K) and (B, K, N); trans_a, trans_b: the last two
+        dims are swapped first.
+        """
+
+    def linear(self, w: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x (N, K) times w (M, K) transposed, plus bias (M)."""
+
+    def softmax(self, dim: int = -1) -> Tensor:
+        """Softmax over one dim."""
+
+    def log_softmax(self, dim: int = -1) -> Tensor:
+        """Logarithm of the softmax over one dim."""
+
+    def conv2d(self, w: Tensor, bias: Tensor | None = None, stride: int | Sequence[int] = 1,
+               padding: int | Sequence[int] = 0, dilation: int | Sequence[int] = 1, groups: int = 1,
+               size: int | Sequence[int] = 0) -> Tensor:
+        """2-D cross-correlation of x (N, C, H, W) with w (O, C/groups, KH, KW)."""
+
+    def conv2d_grad_input(self, w: Tensor, stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0,
+                          dilation: int | Sequence[int] = 1, groups: int = 1, *, size: int | Sequence[int]) -> Tensor:
+        """Gradient of conv2d with respect to x, whose height and width are `size`."""
+
+    def conv2d_grad_weight(self, x: Tensor, stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0,
+                           dilation: int | Sequence[int] = 1, groups: int = 1, *, size: int | Sequence[int]) -> Tensor:
+        """Gradient of conv2d with respect to w, whose height and width are `size`."""
+
+    def conv2d_fused(self, w: Tensor, bias: Tensor | None = None, residual: Tensor | None = None,
+                     stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0,
+                     dilation: int | Sequence[int] = 1, groups: int = 1, relu: bool = False) -> Tensor:
+        """Inference: conv2d + bias + residual, then ReLU, in one pass."""
+
+    def max_pool2d(self, kernel_size: int | Sequence[int], stride: int | Sequence[int],
+                   padding: int | Sequence[int] = 0) -> tuple[Tensor, Tensor]:
+        """Maximum in windows of x (N, C, H, W); index (int32): h * W + w of the maximum in its plane, the first where
+        equal. Padding counts as -inf.
+        """
+
+    def max_pool2d_grad(self, index: Tensor, size: int | Sequence[int], kernel_size: int | Sequence[int],
+                        stride: int | Sequence[int], padding: int | Sequence[int] = 0) -> Tensor:
+        """Gradient of max_pool2d with respect to x, whose height and width are `size`: dy added up at index."""
+
+    def batch_norm(self, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor,
+                   residual: Tensor | None = None, training: bool = True, groups: int = 1,
+                   momentum: builtins.float = 0.1, eps: builtins.float = 1e-5, relu: bool = False) -> tuple[Tensor,
+                   Tensor, Tensor]:
+        """Batch norm of x (N, C, H, W) with the batch in `groups` equal consecutive parts, each with statistics of its
+        own (biased variance); then + residual, then ReLU. mean, invstd: (groups, C). Training moves running_mean and
+        running_var (unbiased variance) in place, group by group in order; inference reads them (mean, invstd are
+        then (1, C)). Ioffe and Szegedy 2015.
+        """
+
+    def batch_norm_grad(self, x: Tensor, y: Tensor, weight: Tensor, mean: Tensor, invstd: Tensor, training: bool,
+                        groups: int = 1, relu: bool = False, residual: bool = False) -> tuple[Tensor, ...]:
+        """Gradient of batch_norm; with relu, y says where it was cut. dresidual is there only where residual is set."""
+
+    def cat(self, tensors: Sequence[Tensor], /, dim: int = 0) -> Tensor:
+        """Joins tensors along a dim."""
+
+    def slice_grad(self, shape: int | Sequence[int], start: int | Sequence[int] | None = None,
+                   step: int | Sequence[int] | None = None) -> Tensor:
+        """Zeros of `shape` with dy at start, start + step, ...: the gradient of slice."""
+
+    def embedding(self, index: Tensor) -> Tensor:
+        """Rows of weight (R, D) at index (any shape, int64): (..., D)."""
+
+    def embedding_grad(self, index: Tensor, rows: int) -> Tensor:
+        """Rows of dy added up at index: (rows, D), in the order of index."""
+
+    def dropout(self, p: builtins.float, seed: int, offset: int = 0) -> Tensor:
+        """Zeroes elements with probability p and scales the others by 1/(1-p). Element i (in memory order) is kept
+        where the counter-based generator of (seed, offset + i) says so, so the same call repeats the same mask.
+        """
+
+    def cross_entropy(self, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean over the batch of -log softmax(logits)[target]; logits (N, K), target (N) int64."""
+
+    def cross_entropy_grad(self, softmax: Tensor, target: Tensor) -> Tensor:
+        """dy * (softmax - onehot(target)) / N."""
+
+    def cosine_similarity(self, b: Tensor, eps: builtins.float = 1e-8) -> tuple[Tensor, Tensor, Tensor]:
+        """Row by row a.b / (max(|a|, eps) max(|b|, eps)) of (N, D); also the two clamped norms, (N)."""
+
+    def cosine_similarity_grad(self, a: Tensor, b: Tensor, y: Tensor, norm_a: Tensor, norm_b: Tensor,
+                               eps: builtins.float = 1e-8) -> tuple[Tensor, Tensor]:
+        """Gradient of cosine_similarity; where a norm is clamped it counts as constant."""
+
+    def normalize(self, eps: builtins.float = 1e-12) -> tuple[Tensor, Tensor]:
+        """Rows of (N, D) divided by max(norm, eps); also those divisors, (N)."""
+
+    def normalize_grad(self, y: Tensor, norm: Tensor, eps: builtins.float = 1e-12) -> Tensor:
+        """Gradient of normalize: (dy - y (y.dy)) / norm, or dy / norm where the norm was clamped."""
+
+    def spatial_attention(self, z: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Attribute-aware spatial attention (ASEN++ eq. 1-4): k = tanh(z) (B, Cc, H, W); m = softmax over H*W of sum_c
+        q_c k_c / sqrt(Cc) (B, H, W); v = sum_hw m x (B, C).
+        """
+
+    def spatial_attention_grad(self, dm: Tensor | None, x: Tensor, q: Tensor, m: Tensor, k: Tensor) -> tuple[Tensor,
+                               Tensor, Tensor]:
+        """Gradient of spatial_attention."""
+
+    def arc_margin(self, target: Tensor, s: builtins.float, m: builtins.float, easy_margin: bool = False) -> Tensor:
+        """Additive angular margin (Deng et al. 2019) on cosines (N, K): the target's becomes phi = c cos m - sqrt(1 -
+        c^2) sin m where c > cos(pi - m), else c - m sin(pi - m) (easy_margin: phi where c > 0, else c); all times s.
+        """
+
+    def arc_margin_grad(self, cosine: Tensor, target: Tensor, s: builtins.float, m: builtins.float,
+                        easy_margin: bool = False) -> Tensor:
+        """Gradient of arc_margin; 1 - c^2 is clamped to at least 1e-12 in the slope of the root."""
+
+    @overload
+    def reshape(self, shape: Sequence[int]) -> Tensor:
+        """x in another shape; copies where the layout asks for it."""
+    @overload
+    def reshape(self, *shape: int) -> Tensor: ...
+
+    @overload
+    def permute(self, dims: Sequence[int]) -> Tensor:
+        """x with its dims in another order."""
+    @overload
+    def permute(self, *dims: int) -> Tensor: ...
+    @overload
+    def permute(self, *, dim: int | Sequence[int]) -> Tensor: ...
+
+    def slice(self, start: int | Sequence[int] | None = None, stop: int | Sequence[int] | None = None,
+              step: int | Sequence[int] | None = None) -> Tensor:
+        """x[start:stop:step] for every dim; positive steps."""
+
+    @overload
+    def expand(self, shape: Sequence[int]) -> Tensor:
+        """x broadcast to a shape."""
+    @overload
+    def expand(self, *shape: int) -> Tensor: ...
+
+def from_numpy(array: NDArray[Any], /) -> Tensor:
+    """A tensor over a NumPy array's memory; a copy where the array is read-only or has odd strides."""
+
+def from_dlpack(source: _SupportsDLPack | CapsuleType, /) -> Tensor:
+    """A tensor over the memory of any object with __dlpack__ (CPU)."""
+
+def apply(name: str, tensors: list[Any] | tuple[Any, ...], attrs: dict[str, Any] = ..., /) -> Any:
+    """apply(name, tensors, attrs={}): any op of the table by name; absent inputs are None."""
+
+def op_specs() -> list[dict[str, Any]]:
+    """The rows of the op table as dicts: what the tests run over."""
+
+def set_grad_enabled(on: bool, /) -> bool:
+    """Turns recording on or off for this thread; returns what it was."""
+
+def is_grad_enabled() -> bool:
+    """Whether this thread records ops for backward."""
+
+def set_num_threads(count: int, /) -> None:
+    """Threads for compute; 0: what affinity and the cgroup allow."""
+
+def get_num_threads() -> int:
+    """Threads for compute."""
+
+def memory_stats(device: str = "cpu", /) -> dict[str, int]:
+    """memory_stats(device='cpu'): bytes current, peak, cached, and system_requests (blocks)."""
+
+def reset_peak_memory(device: str = "cpu", /) -> None:
+    """Sets the peak of memory_stats to the current use."""
+
+def empty_cache(device: str = "cpu", /) -> None:
+    """Gives cached blocks back to the system."""
+
+def synchronize(device: str = "cpu", /) -> None:
+    """synchronize(device='cpu'): waits until its queue is empty."""
+
+def load_plugin(path: str | bytes | PathLike[Any], /) -> None:
+    """Loads a device from a shared library built for this core."""
+
+def set_kernel_paths(*names: str) -> None:
+    """Which CPU kernels may run: any of 'fast', 'onednn', 'reference'; or 'all'. For tests."""
+
+def dispatch_counts(reset: bool = False, /) -> dict[str, dict[str, int]]:
+    """dispatch_counts(reset=False): how often each path ran each op."""
+
+def optim_step(kind: str, params: list[Tensor], grads: list[Tensor], state1: list[Tensor] | None,
+               state2: list[Tensor] | None, step: int, lr: float, momentum: float = 0.0, dampening: float = 0.0,
+               beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0,
+               nesterov: bool = False) -> None:
+    """One optimizer step over lists of tensors, in place: see asenpp.optim."""
+
+def parse_yaml(source: str | PathLike[Any] | _Buffer, name: str | None = None) -> _YamlNode | None:
+    """The one YAML document in `source`, a path or bytes, as (line, content, plain), or None where
+    there is none. `content` is a scalar's text (str; what it means is left to the caller), a list
+    of such triples, or a dict of key text -> (the key's line, triple). `plain` is true for a scalar
+    without quotes. Aliases are expanded. `name` stands in messages, for bytes '<bytes>' by default.
+
+    Raises ValueError, beginning with 'name:line:', for bad syntax, duplicate keys, tags that ask
+    for a type, or more than 4 MiB of text, 100,000 values, 64 levels, 1,000 anchors; OSError.
+    """
+
+def metrics_rank(scores: _Buffer, order: _Buffer, /) -> None:
+    """order (n,) int64 := indices of scores (n,) float64 by falling score, ties by index."""
+
+def metrics_average_precision(scores: _Buffer, relevant: _Buffer, /) -> float:
+    """AP of scores (n,) float64 with relevant (n,) bool."""
+
+def metrics_average_precisions(queries: _Buffer, candidates: _Buffer, q_values: _Buffer, c_values: _Buffer, ap: _Buffer,
+                               threads: int, progress: Callable[[int, int], object] | None, /) -> None:
+    """ap (Q,) float64 := AP of each of queries (Q, D) float32 over candidates (C, D) float32;
+    relevant are the candidates with c_values (C,) int64 equal to q_values (Q,) int64.
+    progress(done, total) is called after each block of queries, unless None.
+    """
+
+def metrics_confusion(truth: _Buffer, predicted: _Buffer, counts: _Buffer, /) -> None:
+    """counts (K, K) int64 := items by true class (row) and predicted class (column)."""
+
+def jpeg_size(data: _Buffer, /) -> tuple[int, int]:
+    """(height, width) from the header of a JPEG file in memory.
+
+    OSError: broken or far too large; NotImplementedError: a kind that Pillow has to decode.
+    """
+
+def jpeg_decode(data: _Buffer, /) -> tuple[int, int, bytearray]:
+    """(height, width, bytearray of RGB pixels) of a JPEG file in memory.
+
+    OSError: broken, truncated or far too large; NotImplementedError: a kind that Pillow has to decode.
+    """
+
+def image_resize(image: _Buffer, out: _Buffer, height: int, width: int, y: int = 0, x: int = 0, /) -> None:
+    """Writes the window at (y, x) of the uint8 image resized to height x width as Pillow's BILINEAR
+    does; the window's size is that of out, uint8 (rows, columns, 3).
+    """
+
+def map_resize(map: _Buffer, out: _Buffer, /) -> None:
+    """Resizes the float32 map (height, width) to the shape of out, as OpenCV's INTER_LINEAR in float32."""
+
+def local_box(map: _Buffer, global_size: int, threshold: float, height: int, width: int, /) -> tuple[int, int, int]:
+    """(x, y, d): the square that the float32 attention map (rows, columns) marks in an image of
+    height x width pixels.
+    """
+
+def global_batch(images: Sequence[_Buffer], slots: Sequence[int], out: _Buffer, mean: tuple[float, float, float],
+                 std: tuple[float, float, float], /) -> None:
+    """The global transform of uint8 images (height, width, 3): image i goes to out[slots[i]], out being
+    float32 (count, size, size, 3). mean and std are tuples of three.
+    """
+
+def local_batch(images: Sequence[_Buffer], maps: _Buffer, global_size: int, threshold: float, out: _Buffer,
+                mean: tuple[float, float, float], std: tuple[float, float, float], /) -> list[tuple[int, int, int]]:
+    """The local transform of uint8 images (height, width, 3) with float32 maps (count, rows, columns),
+    into out, float32 (count, size, size, 3). Returns the squares as a list of (x, y, d).
+    """
+
+# Ops
+
+def add(a: Tensor | float, b: Tensor | float) -> Tensor:
+    """a + b, broadcast."""
+
+def sub(a: Tensor | float, b: Tensor | float) -> Tensor:
+    """a - b, broadcast."""
+
+def mul(a: Tensor | float, b: Tensor | float) -> Tensor:
+    """a * b, broadcast."""
+
+def div(a: Tensor | float, b: Tensor | float) -> Tensor:
+    """a / b, broadcast."""
+
+def neg(x: Tensor) -> Tensor:
+    """-x."""
+
+def exp(x: Tensor) -> Tensor:
+    """e to the x."""
+
+def log(x: Tensor) -> Tensor:
+    """Natural logarithm."""
+
+def sqrt(x: Tensor) -> Tensor:
+    """Square root."""
+
+def pow(x: Tensor, exponent: float) -> Tensor:
+    """x to a constant power."""
+
+def clamp(x: Tensor, min: float = ..., max: float = ...) -> Tensor:
+    """x limited to [min, max]; the gradient is 1 inside and at the bounds, 0 outside."""
+
+def clamp_grad(dy: Tensor, x: Tensor, min: float = ..., max: float = ...) -> Tensor:
+    """dy where min <= x <= max, else 0."""
+
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0)."""
+
+def relu_grad(dy: Tensor, y: Tensor) -> Tensor:
+    """dy where y > 0, else 0."""
+
+def tanh(x: Tensor) -> Tensor:
+    """Hyperbolic tangent."""
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + exp(-x))."""
+
+def copy(x: Tensor, dtype: str | None = None) -> Tensor:
+    """A dense copy of x, converted to a dtype (default: its own)."""
+
+@overload
+def sum(x: Tensor, dims: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+    """Sum over dims (all where none are given)."""
+@overload
+def sum(x: Tensor, *, dim: int | Sequence[int], keepdim: bool = False) -> Tensor: ...
+
+@overload
+def mean(x: Tensor, dims: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+    """Mean over dims (all where none are given)."""
+@overload
+def mean(x: Tensor, *, dim: int | Sequence[int], keepdim: bool = False) -> Tensor: ...
+
+@overload
+def max(x: Tensor, dims: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+    """Maximum over dims; the gradient is shared equally between equal maxima."""
+@overload
+def max(x: Tensor, *, dim: int | Sequence[int], keepdim: bool = False) -> Tensor: ...
+
+@overload
+def max_grad(dy: Tensor, x: Tensor, y: Tensor, dims: int | Sequence[int] | None = None,
+             keepdim: bool = False) -> Tensor:
+    """Gradient of max: dy / (number of elements equal to the maximum) where x == y, else 0."""
+@overload
+def max_grad(dy: Tensor, x: Tensor, y: Tensor, *, dim: int | Sequence[int], keepdim: bool = False) -> Tensor: ...
+
+def matmul(a: Tensor, b: Tensor, trans_a: bool = False, trans_b: bool = False) -> Tensor:
+    """Matrix product of (M, K) and (K, N), or of batches (B, M, K) and (B, K, N); trans_a, trans_b: the last two dims
+    are swapped first.
+    """
+
+def linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (N, K) times w (M, K) transposed, plus bias (M)."""
+
+def softmax(x: Tensor, dim: int = -1) -> Tensor:
+    """Softmax over one dim."""
+
+def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
+    """Logarithm of the softmax over one dim."""
+
+def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int | Sequence[int] = 1,
+           padding: int | Sequence[int] = 0, dilation: int | Sequence[int] = 1, groups: int = 1,
+           size: int | Sequence[int] = 0) -> Tensor:
+    """2-D cross-correlation of x (N, C, H, W) with w (O, C/groups, KH, KW)."""
+
+def conv2d_grad_input(dy: Tensor, w: Tensor, stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0,
+                      dilation: int | Sequence[int] = 1, groups: int = 1, *, size: int | Sequence[int]) -> Tensor:
+    """Gradient of conv2d with respect to x, whose height and width are `size`."""
+
+def conv2d_grad_weight(dy: Tensor, x: Tensor, stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0,
+                       dilation: int | Sequence[int] = 1, groups: int = 1, *, size: int | Sequence[int]) -> Tensor:
+    """Gradient of conv2d with respect to w, whose height and width are `size`."""
+
+def conv2d_fused(x: Tensor, w: Tensor, bias: Tensor | None = None, residual: Tensor | None = None,
+                 stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0, dilation: int | Sequence[int] = 1,
+                 groups: int = 1, relu: bool = False) -> Tensor:
+    """Inference: conv2d + bias + residual, then ReLU, in one pass."""
+
+def max_pool2d(x: Tensor, kernel_size: int | Sequence[int], stride: int | Sequence[int],
+               padding: int | Sequence[int] = 0) -> tuple[Tensor, Tensor]:
+    """Maximum in windows of x (N, C, H, W); index (int32): h * W + w of the maximum in its plane, the first where
+    equal. Padding counts as -inf.
+    """
+
+def max_pool2d_grad(dy: Tensor, index: Tensor, size: int | Sequence[int], kernel_size: int | Sequence[int],
+                    stride: int | Sequence[int], padding: int | Sequence[int] = 0) -> Tensor:
+    """Gradient of max_pool2d with respect to x, whose height and width are `size`: dy added up at index."""
+
+def batch_norm(x: Tensor, weight: Tensor, bias: Tensor, running_mean: Tensor, running_var: Tensor,
+               residual: Tensor | None = None, training: bool = True, groups: int = 1, momentum: float = 0.1,
+               eps: float = 1e-5, relu: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Batch norm of x (N, C, H, W) with the batch in `groups` equal consecutive parts, each with statistics of its own
+    (biased variance); then + residual, then ReLU. mean, invstd: (groups, C). Training moves running_mean and
+    running_var (unbiased variance) in place, group by group in order; inference reads them (mean, invstd are then
+    (1, C)). Ioffe and Szegedy 2015.
+    """
+
+def batch_norm_grad(dy: Tensor, x: Tensor, y: Tensor, weight: Tensor, mean: Tensor, invstd: Tensor, training: bool,
+                    groups: int = 1, relu: bool = False, residual: bool = False) -> tuple[Tensor, ...]:
+    """Gradient of batch_norm; with relu, y says where it was cut. dresidual is there only where residual is set."""
+
+def cat(tensors: Sequence[Tensor], /, dim: int = 0) -> Tensor:
+    """Joins tensors along a dim."""
+
+def slice_grad(dy: Tensor, shape: int | Sequence[int], start: int | Sequence[int] | None = None,
+               step: int | Sequence[int] | None = None) -> Tensor:
+    """Zeros of `shape` with dy at start, start + step, ...: the gradient of slice."""
+
+def embedding(weight: Tensor, index: Tensor) -> Tensor:
+    """Rows of weight (R, D) at index (any shape, int64): (..., D)."""
+
+def embedding_grad(dy: Tensor, index: Tensor, rows: int) -> Tensor:
+    """Rows of dy added up at index: (rows, D), in the order of index."""
+
+def dropout(x: Tensor, p: float, seed: int, offset: int = 0) -> Tensor:
+    """Zeroes elements with probability p and scales the others by 1/(1-p). Element i (in memory order) is kept where
+    the counter-based generator of (seed, offset + i) says so, so the same call repeats the same mask.
+    """
+
+def cross_entropy(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over the batch of -log softmax(logits)[target]; logits (N, K), target (N) int64."""
+
+def cross_entropy_grad(dy: Tensor, softmax: Tensor, target: Tensor) -> Tensor:
+    """dy * (softmax - onehot(target)) / N."""
+
+def cosine_similarity(a: Tensor, b: Tensor, eps: float = 1e-8) -> tuple[Tensor, Tensor, Tensor]:
+    """Row by row a.b / (max(|a|, eps) max(|b|, eps)) of (N, D); also the two clamped norms, (N)."""
+
+def cosine_similarity_grad(dy: Tensor, a: Tensor, b: Tensor, y: Tensor, norm_a: Tensor, norm_b: Tensor,
+                           eps: float = 1e-8) -> tuple[Tensor, Tensor]:
+    """Gradient of cosine_similarity; where a norm is clamped it counts as constant."""
+
+def normalize(x: Tensor, eps: float = 1e-12) -> tuple[Tensor, Tensor]:
+    """Rows of (N, D) divided by max(norm, eps); also those divisors, (N)."""
+
+def normalize_grad(dy: Tensor, y: Tensor, norm: Tensor, eps: float = 1e-12) -> Tensor:
+    """Gradient of normalize: (dy - y (y.dy)) / norm, or dy / norm where the norm was clamped."""
+
+def spatial_attention(x: Tensor, z: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Attribute-aware spatial attention (ASEN++ eq. 1-4): k = tanh(z) (B, Cc, H, W); m = softmax over H*W of sum_c q_c
+    k_c / sqrt(Cc) (B, H, W); v = sum_hw m x (B, C).
+    """
+
+def spatial_attention_grad(dv: Tensor, dm: Tensor | None, x: Tensor, q: Tensor, m: Tensor, k: Tensor) -> tuple[Tensor,
+                           Tensor, Tensor]:
+    """Gradient of spatial_attention."""
+
+def arc_margin(cosine: Tensor, target: Tensor, s: float, m: float, easy_margin: bool = False) -> Tensor:
+    """Additive angular margin (Deng et al. 2019) on cosines (N, K): the target's becomes phi = c cos m - sqrt(1 - c^2)
+    sin m where c > cos(pi - m), else c - m sin(pi - m) (easy_margin: phi where c > 0, else c); all times s.
+    """
+
+def arc_margin_grad(dy: Tensor, cosine: Tensor, target: Tensor, s: float, m: float,
+                    easy_margin: bool = False) -> Tensor:
+    """Gradient of arc_margin; 1 - c^2 is clamped to at least 1e-12 in the slope of the root."""
+
+@overload
+def reshape(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """x in another shape; copies where the layout asks for it."""
+@overload
+def reshape(x: Tensor, *shape: int) -> Tensor: ...
+
+@overload
+def permute(x: Tensor, dims: Sequence[int]) -> Tensor:
+    """x with its dims in another order."""
+@overload
+def permute(x: Tensor, *dims: int) -> Tensor: ...
+@overload
+def permute(x: Tensor, *, dim: int | Sequence[int]) -> Tensor: ...
+
+def slice(x: Tensor, start: int | Sequence[int] | None = None, stop: int | Sequence[int] | None = None,
+          step: int | Sequence[int] | None = None) -> Tensor:
+    """x[start:stop:step] for every dim; positive steps."""
+
+@overload
+def expand(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """x broadcast to a shape."""
+@overload
+def expand(x: Tensor, *shape: int) -> Tensor: ...
