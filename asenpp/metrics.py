@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ def _thread_count() -> int:
     return os.cpu_count() or 1
 
 
-def ranking(scores) -> np.ndarray:
+def ranking(scores: Any) -> np.ndarray:
     """Indices of `scores` by falling score; equal scores keep their order.
 
     scores: (n,) real numbers, compared as float64. Returns (n,) int64.
@@ -69,7 +70,7 @@ def ranking(scores) -> np.ndarray:
     return order
 
 
-def average_precision(scores, relevant) -> float:
+def average_precision(scores: Any, relevant: Any) -> float:
     """Average precision of one ranking, in [0, 1].
 
     Candidates are ranked by falling score, ties in the given order. AP is the mean, over the
@@ -89,9 +90,9 @@ def average_precision(scores, relevant) -> float:
     return _asen.metrics_average_precision(scores, np.ascontiguousarray(relevant != 0))
 
 
-def mean_average_precision(queries, candidates, q_values, c_values, *, per_query: bool = False,
-                           threads: int | None = None,
-                           progress: Callable[[int, int], object] | None = None):
+def mean_average_precision(queries: Any, candidates: Any, q_values: Any, c_values: Any, *,
+                           per_query: bool = False, threads: int | None = None,
+                           progress: Callable[[int, int], object] | None = None) -> Any:
     """Mean over the queries of the average precision of ranking all candidates.
 
     The similarity is the dot product in float32 (cosine similarity when the vectors have length
@@ -158,7 +159,7 @@ def _ratio(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-def classification_report(y_true, y_pred, names: Sequence[str] | int) -> dict:
+def classification_report(y_true: Any, y_pred: Any, names: Sequence[str] | int) -> dict[str, Any]:
     """Top-1 accuracy and, per class and averaged, precision, recall, F1 and support.
 
     y_true, y_pred: (n,) integers in 0 … K−1. names: the K class names, or K. Returns a dict of

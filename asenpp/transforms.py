@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -146,7 +148,7 @@ def _output(out, count: int, size: int) -> np.ndarray:
 
 
 class _Transform:
-    def __init__(self, cfg) -> None:
+    def __init__(self, cfg: Any) -> None:
         settings = cfg.INPUT
         self.mean = _triple(settings.PIXEL_MEAN, "INPUT.PIXEL_MEAN")
         self.std = _triple(settings.PIXEL_STD, "INPUT.PIXEL_STD")
@@ -171,14 +173,14 @@ class GlobalTransform(_Transform):
     `INPUT.EXIF` true applies the EXIF orientation of files.
     """
 
-    def __call__(self, image) -> np.ndarray:
+    def __call__(self, image: Any) -> np.ndarray:
         """A path, PIL image or uint8 (height, width, 3) -> float32 (3, size, size).
 
         The result is a view whose memory is channels-last. OSError names a file that cannot be read.
         """
         return self.batch([image])[0].transpose(2, 0, 1)
 
-    def batch(self, images, out: np.ndarray | None = None) -> np.ndarray:
+    def batch(self, images: Iterable[Any], out: np.ndarray | None = None) -> np.ndarray:
         """Many images -> float32 (count, size, size, 3), channels last; written into `out` if given."""
         pixels = [_as_pixels(image, self.exif) for image in images]
         out = _output(out, len(pixels), self.global_size)
@@ -194,7 +196,7 @@ class LocalTransform(_Transform):
     resized to `INPUT.LOCAL_SIZE` (docs/reference.md 5). A constant map gives the whole centre square.
     """
 
-    def __init__(self, cfg) -> None:
+    def __init__(self, cfg: Any) -> None:
         super().__init__(cfg)
         self.size = self._positive(cfg.INPUT.LOCAL_SIZE, "INPUT.LOCAL_SIZE")
         self.threshold = float(cfg.INPUT.THRESHOLD)
@@ -202,19 +204,19 @@ class LocalTransform(_Transform):
             raise ValueError(f"INPUT.THRESHOLD must lie in [0, 1), but is {self.threshold}: "
                              "at 1 and above nothing of a map would be kept")
 
-    def box(self, attention_map, height: int, width: int) -> tuple[int, int, int]:
+    def box(self, attention_map: Any, height: int, width: int) -> tuple[int, int, int]:
         """(x, y, d) in pixels: the square that the map (rows, columns) marks in a height x width image."""
         map_ = np.ascontiguousarray(attention_map, np.float32)
         return _asen.local_box(map_, self.global_size, self.threshold, height, width)
 
-    def __call__(self, image, attention_map) -> np.ndarray:
+    def __call__(self, image: Any, attention_map: Any) -> np.ndarray:
         """An image as for GlobalTransform and its map, float (rows, columns) -> float32 (3, size, size).
 
         The result is a view whose memory is channels-last. ValueError: the map holds NaN or infinity.
         """
         return self.batch([image], np.asarray(attention_map)[None])[0].transpose(2, 0, 1)
 
-    def batch(self, images, maps, out: np.ndarray | None = None) -> np.ndarray:
+    def batch(self, images: Iterable[Any], maps: Any, out: np.ndarray | None = None) -> np.ndarray:
         """Images and their maps (count, rows, columns) -> float32 (count, size, size, 3), channels last."""
         pixels = [_as_pixels(image, self.exif) for image in images]
         out = _output(out, len(pixels), self.size)

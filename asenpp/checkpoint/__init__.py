@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .atomic import copy_file
 from .errors import CheckpointError
@@ -49,7 +49,7 @@ CONTAINERS = [
 ]
 
 
-def save(obj, path: str | os.PathLike) -> None:
+def save(obj: Any, path: str | os.PathLike) -> None:
     """Writes `obj` to `path` in PyTorch's ZIP container, whole or not at all.
 
     obj: nested dicts, OrderedDicts (their `_metadata` included), lists, tuples, str, bytes, int,
@@ -65,7 +65,7 @@ def save(obj, path: str | os.PathLike) -> None:
     write_zip(obj, path)
 
 
-def load(path: str | os.PathLike, *, writable: bool = False, verify: bool = False):
+def load(path: str | os.PathLike, *, writable: bool = False, verify: bool = False) -> Any:
     """The object in the checkpoint at `path`, with NumPy arrays for its tensors.
 
     Tensors are views of their storages, with the shape and strides that the file gives; those that

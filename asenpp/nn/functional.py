@@ -56,22 +56,27 @@ def batch_norm(x: Tensor, running_mean: Tensor, running_var: Tensor, weight: Ten
 
 
 def relu(x: Tensor) -> Tensor:
+    """max(x, 0), element by element."""
     return _asen.relu(x)
 
 
 def tanh(x: Tensor) -> Tensor:
+    """The hyperbolic tangent, element by element."""
     return _asen.tanh(x)
 
 
 def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + exp(-x)), element by element."""
     return _asen.sigmoid(x)
 
 
 def softmax(x: Tensor, dim: int = -1) -> Tensor:
+    """exp(x) / sum of exp(x) over one dim, of x's shape."""
     return _asen.softmax(x, dim=dim)
 
 
 def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
+    """The logarithm of the softmax over one dim, of x's shape."""
     return _asen.log_softmax(x, dim=dim)
 
 

@@ -33,14 +33,17 @@ def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
 
 
 def constant_(tensor: Tensor, value: float) -> Tensor:
+    """One value everywhere."""
     return tensor.fill_(value)
 
 
 def zeros_(tensor: Tensor) -> Tensor:
+    """Zeros."""
     return tensor.fill_(0.0)
 
 
 def ones_(tensor: Tensor) -> Tensor:
+    """Ones."""
     return tensor.fill_(1.0)
 
 

@@ -144,21 +144,29 @@ class Dropout(Module):
 
 
 class ReLU(Module):
+    """max(x, 0), of any shape."""
+
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x)
 
 
 class Tanh(Module):
+    """The hyperbolic tangent, of any shape."""
+
     def forward(self, x: Tensor) -> Tensor:
         return F.tanh(x)
 
 
 class Sigmoid(Module):
+    """1 / (1 + exp(-x)), of any shape."""
+
     def forward(self, x: Tensor) -> Tensor:
         return F.sigmoid(x)
 
 
 class Softmax(Module):
+    """The softmax over one dim, of x's shape."""
+
     def __init__(self, dim: int = -1):
         super().__init__()
         self.dim = dim
@@ -196,6 +204,8 @@ class AdaptiveAvgPool2d(Module):
 
 
 class Identity(Module):
+    """What comes in."""
+
     def forward(self, x: Any) -> Any:
         return x
 
