@@ -166,3 +166,19 @@ def test_the_package_says_that_it_is_typed():
     """py.typed and the stub lie beside the module's sources."""
     source = Path(__file__).resolve().parent.parent / "asenpp"
     assert (source / "py.typed").exists() and (source / "_asen.pyi").exists()
+
+
+def test_stub_of_the_package_names_what_the_package_offers():
+    """asenpp/__init__.pyi, which type checkers read instead of the lazy __getattr__, offers the same names."""
+    import ast
+
+    from pathlib import Path
+
+    tree = ast.parse(Path(asenpp.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    names = set()
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            names |= {alias.asname for alias in node.names if alias.asname}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+    assert names - {"__all__"} == set(asenpp.__all__)
