@@ -198,7 +198,8 @@ def test_ctrl_c_ends_the_program(paths, tmp_path):
     """A program interrupted while it waits for a batch leaves with KeyboardInterrupt, not by a hang."""
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(f"""
-        import sys, time
+        import signal, sys, time
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored where the tests run
         sys.path.insert(0, {str(ROOT)!r})
         from types import SimpleNamespace
         from asenpp.data import loader as module
