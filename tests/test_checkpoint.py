@@ -249,22 +249,6 @@ def test_a_training_state_goes_to_torch_and_back(tmp_path):
     assert same(to_numpy(back), ours)
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_other_containers_are_named(tmp_path, legacy):
-    """What is not read yet says which container it is and what to do."""
-    path = tmp_path / "x"
-    if legacy:
-        torch = pytest.importorskip("torch")
-        torch.save({"a": torch.ones(2)}, path, _use_new_zipfile_serialization=False)
-        want = "stream container"
-    else:
-        header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
-        path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
-        want = "safetensors"
-    with pytest.raises(CheckpointError, match=f"{re.escape(str(path))}: .*{want}.* is not read yet"):
-        checkpoint.load(path)
-
-
 # --- whole or not at all --------------------------------------------------------------------------
 
 

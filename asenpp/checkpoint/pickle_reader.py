@@ -4,32 +4,43 @@ A pickle is a program for a stack machine that may import and call anything. Thi
 own: `pickletools.genops` splits the bytes into opcodes, and each opcode does only what is written
 here. Names are never imported: GLOBAL looks them up in a fixed table, and what is not in it is an
 error that names it. Calls (REDUCE) reach only the functions of that table, which build plain
-values and array descriptions. Work and memory are bounded by the pickle's own length: values are
-shared, never copied, and keys are flat, since hashing nested ones can take exponential time.
+values and array descriptions.
+
+Work and memory are bounded: every opcode, and every value that one makes, is charged to a budget
+of MAX_MEMORY and the pickle's own length. Keys are flat and small, since hashing nested or huge ones
+takes long, and messages show values in brief, since writing out shared ones does too.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import pickletools
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 MAX_PICKLE = 256 << 20
+MAX_MEMORY = 40 << 20
+MAX_STRING = 8 << 20
+MAX_INT_BITS = 255 * 8
+
+# bfloat16 by its bits: a dtype of its own, so that it is not taken for uint16.
+BFLOAT16 = np.dtype([("bfloat16", "<u2")])
 
 # Storage classes of torch (and its dtypes' names) by NumPy dtype, little-endian as files are.
 STORAGES = {
     "DoubleStorage": "<f8", "FloatStorage": "<f4", "HalfStorage": "<f2", "LongStorage": "<i8",
     "IntStorage": "<i4", "ShortStorage": "<i2", "CharStorage": "|i1", "ByteStorage": "|u1",
-    "BoolStorage": "|b1",
+    "BoolStorage": "|b1", "BFloat16Storage": BFLOAT16,
 }
 DTYPES = {
     "float64": "<f8", "double": "<f8", "float32": "<f4", "float": "<f4", "float16": "<f2", "half": "<f2",
     "int64": "<i8", "long": "<i8", "int32": "<i4", "int": "<i4", "int16": "<i2", "short": "<i2",
-    "int8": "|i1", "uint8": "|u1", "bool": "|b1",
+    "int8": "|i1", "uint8": "|u1", "bool": "|b1", "bfloat16": BFLOAT16,
 }
 
 
@@ -55,16 +66,34 @@ class _Dtype:
         self.dtype = dtype
 
 
-class _Mark:
-    __slots__ = ()
+class _Parameter:
+    """A Parameter of the oldest files, whose tensor BUILD brings."""
+
+    __slots__ = ("data",)
+
+    def __init__(self):
+        self.data = None
 
 
-_MARK = _Mark()
 _SCALARS = (str, int, float, bool, type(None), bytes)
 
 
 class PickleError(Exception):
     """What is wrong with the pickle; the caller adds the file's name."""
+
+
+def brief(value, nested: bool = False) -> str:
+    """A value for a message, in bounded time and length: nested values may be exponentially long."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, (str, bytes)):
+        return repr(value[:60])
+    if isinstance(value, (int, float, type(None), Name)):
+        return repr(value)
+    if type(value) is tuple and not nested:
+        items = ", ".join(brief(item, True) for item in value[:8])
+        return f"({items}{', …' if len(value) > 8 else ',' if len(value) == 1 else ''})"
+    return f"<{type(value).__name__}>"
 
 
 def _need(condition: bool, message: str) -> None:
@@ -110,7 +139,7 @@ def _encode(*args) -> bytes:
 def _numpy_dtype(*args) -> _Dtype:
     _need(bool(args) and isinstance(args[0], str) and len(args[0]) == 2
           and args[0] in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"),
-          f"numpy.dtype {args[0] if args else ''!r}")
+          f"numpy.dtype {brief(args[0]) if args else ''}")
     return _Dtype(np.dtype(args[0]))
 
 
@@ -120,17 +149,33 @@ def _numpy_scalar(*args):
     return np.frombuffer(args[1], args[0].dtype)[0]
 
 
+def _is_key(key) -> bool:
+    """Whether a value hashes fast: numbers far beyond those in use could be made to collide."""
+    if isinstance(key, (int, float)):
+        return math.isfinite(key) and abs(key) < 1 << 60
+    return isinstance(key, _SCALARS)
+
+
 def _key(key):
-    flat = isinstance(key, _SCALARS) or (
-        type(key) is tuple and len(key) <= 16 and all(isinstance(item, _SCALARS) for item in key))
+    flat = _is_key(key) or type(key) is tuple and len(key) <= 16 and all(map(_is_key, key))
     _need(flat, f"a {type(key).__name__} as key of a dictionary")
     return key
 
 
-def _parameter(*args):
+def _is_tensor(value) -> bool:
+    return isinstance(value, np.ndarray) or hasattr(value, "nbytes")
+
+
+def _rebuild_parameter(*args):
     """torch._utils._rebuild_parameter(data, requires_grad, hooks[, state]): its data."""
-    _need(3 <= len(args) <= 4 and isinstance(args[0], np.ndarray), "a parameter without a tensor")
+    _need(3 <= len(args) <= 4 and _is_tensor(args[0]), "a parameter without a tensor")
     return args[0]
+
+
+def _parameter(*args):
+    """torch.nn.parameter.Parameter(data), or without data, which BUILD then brings."""
+    _need(len(args) == 0 or len(args) <= 2 and _is_tensor(args[0]), "a parameter of something but a tensor")
+    return args[0] if args else _Parameter()
 
 
 def names(rebuild_tensor: Callable) -> dict[str, Name]:
@@ -138,8 +183,9 @@ def names(rebuild_tensor: Callable) -> dict[str, Name]:
     size, stride, *rest)` makes a tensor of what the container's persistent ids became."""
     table = [Name("torch._utils._rebuild_tensor_v2", rebuild_tensor),
              Name("torch._utils._rebuild_tensor", rebuild_tensor),
-             Name("torch._utils._rebuild_parameter", _parameter),
-             Name("torch._utils._rebuild_parameter_with_state", _parameter),
+             Name("torch._utils._rebuild_parameter", _rebuild_parameter),
+             Name("torch._utils._rebuild_parameter_with_state", _rebuild_parameter),
+             Name("torch.nn.parameter.Parameter", _parameter),
              Name("collections.OrderedDict", _ordered_dict),
              Name("torch.Size", _size),
              Name("torch.device", _device),
@@ -148,17 +194,42 @@ def names(rebuild_tensor: Callable) -> dict[str, Name]:
              Name("numpy.core.multiarray.scalar", _numpy_scalar),
              Name("numpy._core.multiarray.scalar", _numpy_scalar)]
     table += [Name(f"torch.{name}", dtype=np.dtype(code)) for name, code in STORAGES.items()]
+    table += [Name(f"torch.{name.replace('Storage', 'Tensor')}") for name in STORAGES]
     return {name.text: name for name in table}
+
+
+class _Source:
+    """The bytes [start, end) of a file, for `genops`: no length in the pickle makes it read more."""
+
+    def __init__(self, file: BinaryIO, start: int, end: int):
+        self.file, self.start, self.position, self.end = file, start, start, end
+        file.seek(start)
+
+    def tell(self) -> int:
+        return self.position - self.start
+
+    def read(self, count: int) -> bytes:
+        _need(count <= MAX_STRING, f"a string of {count} bytes, more than the {MAX_STRING} that are read")
+        data = self.file.read(max(0, min(count, self.end - self.position)))
+        self.position += len(data)
+        return data
+
+    def readline(self) -> bytes:
+        data = self.file.readline(min(MAX_STRING, self.end - self.position))
+        self.position += len(data)
+        return data
 
 
 class _Machine:
     """The state of one reading, and a method per opcode family."""
 
-    def __init__(self, table: dict[str, Name], persistent_load: Callable[[Any], Any]):
+    def __init__(self, table: dict[str, Name], persistent_load: Callable[[Any], Any], source: _Source):
+        self.source = source
         self.table, self.persistent_load = table, persistent_load
         self.stack: list = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
+        self.spent = 0  # bytes
 
     def pop(self):
         _need(len(self.stack) > (self.marks[-1] if self.marks else 0), "a value is taken that is not there")
@@ -185,46 +256,72 @@ class _Machine:
 
     def fill(self, target: dict, items: list) -> None:
         _need(len(items) % 2 == 0, "a key without a value")
+        self.spent += 256 + 128 * len(items)
         for i in range(0, len(items), 2):
             target[_key(items[i])] = items[i + 1]
 
     def build(self, state) -> None:
-        target = self.top((OrderedDict, _Dtype), "BUILD")
+        target = self.stack[-1] if self.stack else None
         if isinstance(target, _Dtype):
             _need(type(state) is tuple and len(state) >= 2 and state[1] in ("<", ">", "|", "="),
                   "a numpy.dtype with an odd state")
             target.dtype = target.dtype.newbyteorder(state[1])
-        else:
-            _need(type(state) is dict and set(state) <= {"_metadata"}, "an OrderedDict with odd attributes")
+        elif isinstance(target, OrderedDict):
+            _need(type(state) is dict and (not state or len(state) == 1 and "_metadata" in state),
+                  "an OrderedDict with odd attributes")
             for value in state.values():
                 target._metadata = value
+        elif isinstance(target, _Parameter):
+            _need(type(state) is tuple and len(state) in (4, 5) and _is_tensor(state[0]) and target.data is None,
+                  "a parameter with an odd state")
+            target.data = self.stack[-1] = state[0]
+        else:
+            _need(_is_tensor(target) and type(state) is tuple and len(state) == 3,
+                  f"BUILD on a {type(target).__name__ if self.stack else 'missing value'}")
 
     def call(self, args) -> None:
         name = self.pop()
-        _need(isinstance(name, Name) and name.call is not None, f"a call of {name!r:.80}")
+        _need(isinstance(name, Name) and name.call is not None, f"a call of {brief(name)}")
         _need(type(args) is tuple, "a call without a tuple of arguments")
+        self.spent += 512 + 256 * sum(len(arg) for arg in args if isinstance(arg, (tuple, list, dict)))
+        self.spent += sum(sys.getsizeof(arg) for arg in args if isinstance(arg, (str, bytes)))
+        self.charge()
         self.stack.append(name.call(*args))
+
+    def charge(self) -> None:
+        _need(self.spent <= MAX_MEMORY + self.source.tell(), f"it asks for more than {MAX_MEMORY >> 20} MB of values beyond its length")
 
     def step(self, opcode: str, arg) -> None:
         stack = self.stack
+        self.spent += 16 if arg is None else 64
         if opcode in _PUSH_ARGUMENT:
+            if type(arg) is int:
+                _need(arg.bit_length() <= MAX_INT_BITS, f"{brief(arg)}")
+            elif type(arg) is not float:
+                self.spent += sys.getsizeof(arg)
             stack.append(arg)
         elif opcode in _CONSTANTS:
+            self.spent += 64
             stack.append(_CONSTANTS[opcode]())
         elif opcode in ("BINPUT", "LONG_BINPUT", "PUT", "MEMOIZE"):
             _need(bool(stack), f"{opcode} without a value")
+            self.spent += 128
             self.memo[len(self.memo) if opcode == "MEMOIZE" else arg] = stack[-1]
         elif opcode in ("BINGET", "LONG_BINGET", "GET"):
             _need(arg in self.memo, f"memo {arg} is read before it is written")
-            stack.append(self.memo[arg])
+            value = self.memo[arg]
+            stack.append(value if not isinstance(value, _Parameter) or value.data is None else value.data)
         elif opcode == "MARK":
             self.marks.append(len(stack))
         elif opcode in ("TUPLE1", "TUPLE2", "TUPLE3"):
             items = [self.pop() for _ in range(int(opcode[-1]))]
+            self.spent += 64
             stack.append(tuple(reversed(items)))
         elif opcode == "TUPLE":
+            self.spent += 64
             stack.append(tuple(self.pop_mark()))
         elif opcode == "LIST":
+            self.spent += 64
             stack.append(self.pop_mark())
         elif opcode == "DICT":
             items, target = self.pop_mark(), {}
@@ -254,7 +351,11 @@ class _Machine:
         elif opcode == "BUILD":
             self.build(self.pop())
         elif opcode == "BINPERSID":
+            self.spent += 256
             stack.append(self.persistent_load(self.pop()))
+        elif opcode == "PERSID":  # protocol 0
+            self.spent += 256
+            stack.append(self.persistent_load(arg))
         elif opcode == "POP":
             if self.marks and self.marks[-1] == len(stack):
                 self.marks.pop()
@@ -267,6 +368,7 @@ class _Machine:
             stack.append(stack[-1])
         elif opcode not in ("PROTO", "FRAME"):
             raise PickleError(f"opcode {opcode} is not read")
+        self.charge()
 
 
 _PUSH_ARGUMENT = frozenset("""INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING
@@ -276,24 +378,31 @@ _CONSTANTS = {"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda:
               "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 
 
-def read_pickle(data: bytes, table: dict[str, Name], persistent_load: Callable[[Any], Any]) -> tuple[Any, int]:
-    """The object that the pickle at the start of `data` describes, and where it ends.
+def read_pickle(file: BinaryIO, start: int, end: int, table: dict[str, Name],
+                persistent_load: Callable[[Any], Any]) -> tuple[Any, int]:
+    """The object that the pickle at `start` describes, and where it ends, at most at `end`.
 
     table: see `names`. persistent_load(id): what a persistent id stands for; it raises
     PickleError for one it does not know. Raises PickleError.
     """
-    _need(len(data) <= MAX_PICKLE, f"it has {len(data)} bytes, more than the {MAX_PICKLE} that are read")
-    machine = _Machine(table, persistent_load)
+    source = _Source(file, start, min(end, start + MAX_PICKLE))
+
+    def load(pid):
+        value = persistent_load(pid)
+        file.seek(source.position)
+        return value
+
+    machine = _Machine(table, load, source)
     position = 0
     try:
-        for opcode, arg, position in pickletools.genops(io.BytesIO(data)):
+        for opcode, arg, position in pickletools.genops(source):
             if opcode.name == "STOP":
                 _need(len(machine.stack) == 1 and not machine.marks, "values are left over at its end")
-                return machine.stack[0], position + 1
+                _need(not isinstance(machine.stack[0], (Name, _Dtype, _Parameter)), "it is no value")
+                return machine.stack[0], start + position + 1
             machine.step(opcode.name, arg)
     except PickleError as error:
         raise PickleError(f"at byte {position}: {error}") from None
     except (ValueError, UnicodeError, OverflowError, TypeError, IndexError) as error:
-        raise PickleError(f"after byte {position}: {error}") from None
+        raise PickleError(f"after byte {position}: {error!s:.200}") from None
     raise PickleError("it ends without STOP")
-

@@ -14,15 +14,19 @@ from collections import OrderedDict
 import numpy as np
 
 from .errors import CheckpointError
-from .pickle_reader import STORAGES
+from .pickle_reader import BFLOAT16, STORAGES
+from .tensors import BFloat16
 
 MAX_DEPTH = 100  # four Python frames a level
 _BATCH = 1000
 _STORAGE_OF = {np.dtype(code): name for name, code in STORAGES.items()}
 
 
-def _as_array(value) -> np.ndarray | None:
-    """An array for what is one: NumPy's, or anything with numpy() or __array__; else None."""
+def as_array(value) -> np.ndarray | None:
+    """An array for what is one: NumPy's, or anything with numpy() or __array__; else None. BFloat16
+    becomes an array of dtype BFLOAT16."""
+    if isinstance(value, BFloat16):
+        return value.bits.astype("<u2", copy=False).view(BFLOAT16)
     if isinstance(value, np.ndarray):
         return value
     if isinstance(value, type):
@@ -206,7 +210,7 @@ class Pickler:
         if self._recall(("object", id(value))):
             return
         try:
-            array = _as_array(value)
+            array = as_array(value)
         except TypeError as error:  # a dtype that NumPy has not
             self._fail(str(error))
         if array is None:

@@ -1,47 +1,109 @@
-"""Tensors as views of storages: the part that all of PyTorch's containers share."""
+"""Tensors as views of storages: the part that all containers share."""
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import numpy as np
 
-from .pickle_reader import PickleError
+from .pickle_reader import BFLOAT16, PickleError, brief
 
 MAX_AXES = 32  # NumPy 1.x's limit
 
 
 class Storage:
-    """A storage's elements: a contiguous array (n,). A class of its own, so that a pickle cannot
-    pass a tensor where a storage is expected."""
+    """A storage's elements: a contiguous array (count,), or None where a file is only listed. A
+    class of its own, so that a pickle cannot pass a tensor where a storage is expected."""
 
-    __slots__ = ("array",)
+    __slots__ = ("array", "dtype", "count")
 
-    def __init__(self, array: np.ndarray):
-        self.array = array
+    def __init__(self, array: np.ndarray | None, dtype: np.dtype, count: int):
+        self.array, self.dtype, self.count = array, dtype, count
+
+    def part(self, offset, count) -> Storage:
+        """The storage over `count` elements from `offset`: a view of it that a file describes."""
+        if not (type(offset) is int and type(count) is int and 0 <= offset and 0 <= count <= self.count - offset):
+            raise PickleError(f"a view of {brief(count)} elements from {brief(offset)} in a storage of {self.count}")
+        return Storage(None if self.array is None else self.array[offset:offset + count], self.dtype, count)
+
+
+class TensorInfo(NamedTuple):
+    """What is known of a tensor whose data were not read. dtype: PyTorch's name for it."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+class BFloat16:
+    """An array of bfloat16, which NumPy has not. `bits` holds the upper halves of float32 numbers
+    as uint16, with any strides. NumPy, and `load_state_dict`, see float32 of the same values."""
+
+    __slots__ = ("bits",)
+    dtype = "bfloat16"
+
+    def __init__(self, bits: np.ndarray):
+        if bits.dtype != np.uint16:
+            raise TypeError(f"the bits of bfloat16 are uint16, not {bits.dtype}")
+        self.bits = bits
+
+    shape = property(lambda self: self.bits.shape)
+    ndim = property(lambda self: self.bits.ndim)
+    size = property(lambda self: self.bits.size)
+    nbytes = property(lambda self: self.bits.nbytes)
+
+    def numpy(self) -> np.ndarray:
+        """The same values as float32, in memory of its own."""
+        wide = self.bits.astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
+
+    detach = numpy
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("bfloat16 cannot be an array of NumPy's without a copy")
+        return self.numpy() if dtype is None else self.numpy().astype(dtype, copy=False)
+
+    def __repr__(self) -> str:
+        return f"BFloat16({self.numpy()!r})"
+
+
+def dtype_name(dtype: np.dtype) -> str:
+    """PyTorch's name of a dtype."""
+    return "bfloat16" if dtype == BFLOAT16 else dtype.name
+
+
+def finish(array: np.ndarray):
+    """The value that a user sees for an array over a storage."""
+    return BFloat16(array[BFLOAT16.names[0]]) if array.dtype == BFLOAT16 else array
 
 
 def _counts(values) -> bool:
-    return type(values) is tuple and all(type(v) is int and v >= 0 for v in values)
+    return type(values) is tuple and len(values) <= MAX_AXES and all(type(v) is int and v >= 0 for v in values)
 
 
-def rebuild_tensor(storage, offset, size, stride, *rest) -> np.ndarray:
+def rebuild_tensor(storage, offset, size, stride, *rest):
     """torch._utils._rebuild_tensor[_v2]: the view of `storage` with `size` and `stride` from
     `offset`, all in elements. `rest` (requires_grad, hooks, metadata) says nothing about values.
     Everything is checked against the storage before NumPy sees it; nothing is copied."""
     if not isinstance(storage, Storage) or len(rest) > 3:
         raise PickleError("a tensor that is not built from a storage")
-    if not (type(offset) is int and offset >= 0 and _counts(size) and _counts(stride)
-            and len(size) == len(stride) <= MAX_AXES):
-        raise PickleError(f"a tensor of size {size!r:.80}, stride {stride!r:.80}, offset {offset!r:.40}")
-    elements = storage.array
+    if not (type(offset) is int and offset >= 0 and _counts(size) and _counts(stride) and len(size) == len(stride)):
+        raise PickleError(f"a tensor of size {brief(size)}, stride {brief(stride)}, offset {brief(offset)}")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
-    if 0 not in size and last >= len(elements):
-        raise PickleError(f"a tensor of size {size!r:.80}, stride {stride!r:.80} from {offset} reaches element "
-                          f"{last} of a storage of {len(elements)}")
-    itemsize = elements.dtype.itemsize
-    steps = tuple(step * itemsize if n > 1 else itemsize for n, step in zip(size, stride))
+    if 0 not in size and last >= storage.count:
+        raise PickleError(f"a tensor of size {brief(size)}, stride {brief(stride)} from {brief(offset)} reaches "
+                          f"element {brief(last)} of a storage of {storage.count}")
+    dtype = storage.dtype
     try:
         if 0 in size:
-            return np.empty(size, elements.dtype)
-        return np.ndarray(size, elements.dtype, elements, offset * itemsize, steps)
+            empty = np.empty(size, dtype)
+            return finish(empty) if storage.array is not None else TensorInfo(dtype_name(dtype), size, 0)
+        if storage.array is None:
+            return TensorInfo(dtype_name(dtype), size, math.prod(size) * dtype.itemsize)
+        steps = tuple(step * dtype.itemsize if n > 1 else dtype.itemsize for n, step in zip(size, stride))
+        return finish(np.ndarray(size, dtype, storage.array, offset * dtype.itemsize, steps))
     except (ValueError, OverflowError, TypeError) as error:
-        raise PickleError(f"a tensor of size {size!r:.80}, stride {stride!r:.80}: {error}") from None
+        raise PickleError(f"a tensor of size {brief(size)}, stride {brief(stride)}: {error}") from None

@@ -10,19 +10,17 @@ against the file before anything is mapped or allocated.
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import struct
 import zipfile
-import zlib
 from typing import BinaryIO
 
 import numpy as np
 
 from .atomic import atomic_file
-from .errors import CheckpointError
-from .pickle_reader import MAX_PICKLE, Name, PickleError, names, read_pickle
+from .pickle_reader import MAX_PICKLE, Name, PickleError, brief, names, read_pickle
 from .pickle_writer import Pickler
+from .records import Records, parse_order
 from .tensors import Storage, rebuild_tensor
 
 MAGIC = b"PK\x03\x04"
@@ -30,6 +28,9 @@ ROOT = "archive"
 ALIGNMENT = 64
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, lengths of name and extra field
 _CHUNK = 16 << 20
+MAX_DIRECTORY = 4 << 20  # bytes; a record takes about 100
+_END = struct.Struct("<4s8xIIH")  # signature, …, size and place of the directory, length of the comment
+_END64 = struct.Struct("<4s36xQQ")
 _LARGE = 1 << 30  # from here on a record gets the longer ZIP64 header
 
 
@@ -50,7 +51,7 @@ def _write_record(archive: zipfile.ZipFile, name: str, data) -> None:
             record.write(data[chunk:chunk + _CHUNK])
 
 
-def _elements(array: np.ndarray) -> memoryview | bytes:
+def elements(array: np.ndarray) -> memoryview | bytes:
     """An array's elements in C order, little-endian; copied only where they do not lie so."""
     array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     return memoryview(array.reshape(-1).view(np.uint8)) if array.size else b""
@@ -64,7 +65,7 @@ def write_zip(obj, path: str | os.PathLike) -> None:
         _write_record(archive, "data.pkl", pickler.data)
         _write_record(archive, "byteorder", b"little")
         for key, array in enumerate(pickler.storages):
-            _write_record(archive, f"data/{key}", _elements(array))
+            _write_record(archive, f"data/{key}", elements(array))
         _write_record(archive, "version", b"3\n")
 
 
@@ -74,15 +75,15 @@ def write_zip(obj, path: str | os.PathLike) -> None:
 class _Archive:
     """An open ZIP file whose records are where, and as long as, its directory says."""
 
-    def __init__(self, file: BinaryIO, path: str):
-        self.file, self.path = file, path
-        self.size = os.fstat(file.fileno()).st_size
+    def __init__(self, file: Records):
+        self.file, self.error = file, file.error
+        self._check_end()
         try:
-            with zipfile.ZipFile(file) as archive:
+            with zipfile.ZipFile(file.file) as archive:
                 infos, directory = archive.infolist(), archive.start_dir
         except (zipfile.BadZipFile, NotImplementedError, struct.error, ValueError, OverflowError,
                 EOFError) as error:
-            raise self.error(f"a ZIP file that is cut off or damaged ({error})") from None
+            raise self.error(f"a ZIP file that is cut off or damaged ({error!s:.200})") from None
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -90,115 +91,100 @@ class _Archive:
         infos.sort(key=lambda info: info.header_offset)
         ends = [info.header_offset for info in infos[1:]] + [directory]
         self.records = {info.filename: (info, end) for info, end in zip(infos, ends)}
-        if infos and infos[0].header_offset < 0:
-            raise self.error("a ZIP file whose records begin before it")
+        if infos and infos[0].header_offset != 0:
+            raise self.error("a ZIP file whose records do not begin where it does: another file is in front of it")
         if len(self.records) != len(infos):
             raise self.error("two records have the same name")
 
-    def error(self, message: str) -> CheckpointError:
-        return CheckpointError(f"{self.path}: {message}")
+    def _check_end(self) -> None:
+        """The end record ends the file, and its directory is no larger than is read: `zipfile`
+        would look for it further in front, and parse a directory of any size."""
+        tail = self.file.read("the end", max(0, self.file.size - _END.size), min(self.file.size, _END.size))
+        if len(tail) < _END.size or tail[:4] != b"PK\x05\x06":
+            raise self.error("a ZIP file that is cut off, or has something behind its end")
+        _, size, start, _ = _END.unpack(tail)
+        if 0xFFFFFFFF in (size, start):
+            at = self.file.size - _END.size - 76
+            record = self.file.read("the ZIP64 end", at, _END64.size) if at >= 0 else b""
+            if record[:4] != b"PK\x06\x06":
+                raise self.error("a ZIP file whose ZIP64 end is cut off or damaged")
+            size = _END64.unpack(record)[1]
+        if size > MAX_DIRECTORY:
+            raise self.error(f"a ZIP file with a directory of {size} bytes, more than the {MAX_DIRECTORY} that are read")
 
     def find(self, name: str) -> tuple[int, int, int]:
         """(start, size, CRC) of a record's data in the file."""
         if name not in self.records:
-            raise self.error(f"record {name} is missing")
+            raise self.error(f"record {brief(name)} is missing")
         info, end = self.records[name]
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-            raise self.error(f"record {name} is compressed or encrypted; PyTorch stores records as they are: "
+            raise self.error(f"record {brief(name)} is compressed or encrypted; PyTorch stores records as they are: "
                              "was the file packed anew?")
-        self.file.seek(info.header_offset)
-        header = self.file.read(_LOCAL_HEADER.size)
-        if len(header) < _LOCAL_HEADER.size or header[:4] != MAGIC:
-            raise self.error(f"record {name} does not begin where the directory says")
+        header = self.file.read(f"the header of {brief(name)}", info.header_offset, _LOCAL_HEADER.size)
+        if header[:4] != MAGIC:
+            raise self.error(f"record {brief(name)} does not begin where the directory says")
         start = info.header_offset + _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack(header)[1:])
-        if info.compress_size != info.file_size or start + info.file_size > min(end, self.size):
-            raise self.error(f"record {name} of {info.file_size} bytes does not fit where the directory says")
+        if info.compress_size != info.file_size or start + info.file_size > min(end, self.file.size):
+            raise self.error(f"record {brief(name)} of {info.file_size} bytes does not fit where the directory says")
         return start, info.file_size, info.CRC
-
-    def read_into(self, name: str, start: int, crc: int | None, buffer: memoryview) -> None:
-        self.file.seek(start)
-        done = value = 0
-        while done < len(buffer):
-            count = self.file.readinto(buffer[done:done + _CHUNK])
-            if not count:
-                raise self.error(f"record {name} ends after {done} of {len(buffer)} bytes")
-            if crc is not None:
-                value = zlib.crc32(buffer[done:done + count], value)
-            done += count
-        if crc is not None and value != crc:
-            raise self.error(f"record {name} is damaged (its CRC is {value:08x}, not {crc:08x})")
-
-    def read(self, name: str, limit: int, verify: bool) -> bytes:
-        start, size, crc = self.find(name)
-        if size > limit:
-            raise self.error(f"record {name} has {size} bytes, more than the {limit} that are read")
-        data = bytearray(size)
-        self.read_into(name, start, crc if verify else None, memoryview(data))
-        return bytes(data)
 
 
 class _Storages:
     """persistent id -> Storage, each record once."""
 
-    def __init__(self, archive: _Archive, root: str, writable: bool, verify: bool):
-        self.archive, self.root, self.writable, self.verify = archive, root, writable, verify
+    def __init__(self, archive: _Archive, root: str, verify: bool):
+        self.archive, self.root, self.verify = archive, root, verify
         self.known: dict[str, Storage] = {}
-        self.map: mmap.mmap | None = None
-        order = "little"
+        self.order = "<"
         if f"{root}/byteorder" in archive.records:
-            order = archive.read(f"{root}/byteorder", 16, verify).decode("ascii", "replace").strip()
-            if order not in ("little", "big"):
-                raise archive.error(f"byteorder is {order!r}, neither little nor big")
-        self.order = "<" if order == "little" else ">"
+            start, size, crc = archive.find(f"{root}/byteorder")
+            if verify:
+                archive.file.check("byteorder", start, size, crc)
+            text = archive.file.read("byteorder", start, min(size, 16)).decode("ascii", "replace").strip()
+            self.order = parse_order(text, "byteorder", archive.file)
 
     def load(self, pid) -> Storage:
         if not (type(pid) is tuple and len(pid) == 5 and pid[0] == "storage" and isinstance(pid[1], Name)
                 and pid[1].dtype is not None and isinstance(pid[2], str) and type(pid[4]) is int):
-            raise PickleError(f"persistent id {pid!r:.80} is not a storage's")
+            raise PickleError(f"persistent id {brief(pid)} is not a storage's")
         _, kind, key, _, count = pid
         storage = self.known.get(key)
         if storage is None:
-            storage = self.known[key] = Storage(self.read(f"{self.root}/data/{key}", kind.dtype, count))
-        elif storage.array.dtype != kind.dtype or len(storage.array) != count:
-            raise PickleError(f"storage {key} is {kind.text} of {count} here and "
-                              f"{storage.array.dtype} of {len(storage.array)} elsewhere")
+            storage = self.known[key] = self.read(f"{self.root}/data/{key}", kind.dtype, count)
+        elif storage.dtype != kind.dtype or storage.count != count:
+            raise PickleError(f"storage {brief(key)} is {kind.text} of {brief(count)} here and "
+                              f"{storage.dtype} of {storage.count} elsewhere")
         return storage
 
-    def read(self, name: str, dtype: np.dtype, count: int) -> np.ndarray:
+    def read(self, name: str, dtype: np.dtype, count: int) -> Storage:
         start, size, crc = self.archive.find(name)
         if count < 0 or size != count * dtype.itemsize:
-            raise PickleError(f"a storage of {count} elements of {dtype} has a record {name} of {size} bytes")
-        if count == 0:
-            return np.empty(0, dtype)
-        crc = crc if self.verify else None
-        if self.writable:
-            raw = np.empty(size, np.uint8)
-            self.archive.read_into(name, start, crc, memoryview(raw))
-        else:
-            if self.map is None:
-                self.map = mmap.mmap(self.archive.file.fileno(), 0, access=mmap.ACCESS_READ)
-            raw = np.frombuffer(self.map, np.uint8, size, start)
-            if crc is not None and zlib.crc32(raw) != crc:
-                raise self.archive.error(f"record {name} is damaged (its CRC does not match)")
-            if start % dtype.itemsize:
-                raw = raw.copy()
-        if dtype.kind == "b" and raw.max() > 1:
-            raise PickleError(f"a storage of truth values, {name}, holds {raw.max()}")
-        array = raw.view(dtype.newbyteorder(self.order))
-        return array if self.order == "<" else array.astype(dtype)
+            raise PickleError(f"a storage of {brief(count)} elements of {dtype} has a record {brief(name)} of {size} bytes")
+        return self.archive.file.storage(f"record {brief(name)}", start, dtype, count, order=self.order,
+                                         crc=crc if self.verify else None)
 
 
-def read_zip(file: BinaryIO, path: str, *, writable: bool, verify: bool):
+def read_zip(file: BinaryIO, path: str, *, writable: bool, verify: bool, listing: bool):
     """The object in an open file. See `asenpp.checkpoint.load`."""
-    archive = _Archive(file, path)
+    archive = _Archive(Records(file, path, writable=writable, listing=listing))
     roots = [name[:-len("/data.pkl")] for name in archive.records if name.endswith("/data.pkl")]
     roots = [root for root in roots if "/" not in root]
     if len(roots) != 1:
         raise archive.error(f"a ZIP file with {len(roots)} records <root>/data.pkl: not PyTorch's container")
-    storages = _Storages(archive, roots[0], writable, verify)
-    data = archive.read(f"{roots[0]}/data.pkl", MAX_PICKLE, verify)
+    for name in archive.records:
+        if name == f"{roots[0]}/constants.pkl" or name.startswith(f"{roots[0]}/code/"):
+            raise archive.error(f"a TorchScript program (it has {brief(name)}), which is not read: save its state_dict() "
+                                "with torch.save")
+    storages = _Storages(archive, roots[0], verify)
+    start, size, crc = archive.find(f"{roots[0]}/data.pkl")
+    if size > MAX_PICKLE:
+        raise archive.error(f"data.pkl has {size} bytes, more than the {MAX_PICKLE} that are read")
+    if verify:
+        archive.file.check("data.pkl", start, size, crc)
     try:
-        obj, _ = read_pickle(data, names(rebuild_tensor), storages.load)
+        obj, end = read_pickle(file, start, start + size, names(rebuild_tensor), storages.load)
     except PickleError as error:
         raise archive.error(f"{roots[0]}/data.pkl: {error}") from None
+    if end != start + size:
+        raise archive.error(f"{roots[0]}/data.pkl: {start + size - end} bytes are left over after it")
     return obj
