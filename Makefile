@@ -11,7 +11,7 @@ TEST_PACKAGES = $(VENV)/asenpp-test-packages
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DELETE_ON_ERROR:
-.PHONY: help system venv install fashion-mnist test-packages test lint sanitize dev clean force
+.PHONY: help system venv install fashion-mnist test-packages test lint sanitize fuzz dev clean force
 
 help:           ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/:/'
@@ -28,6 +28,9 @@ lint: test-packages     ## compile the C core, warnings being errors
 
 sanitize: test-packages ## run op, tensor and image tests under AddressSanitizer and UBSan
 	PYTHON=$(PY) sh tests/sanitize.sh
+
+fuzz: test-packages     ## mutate JPEG, YAML and checkpoint files (COUNT=20000 each, SEED=1)
+	PYTHON=$(PY) sh tests/fuzz/run.sh $(or $(COUNT),20000) $(or $(SEED),1)
 
 system:
 	@PYTHON=$(PYTHON) sh scripts/system-packages.sh $(BUILD_PACKAGES) $(EXTRA_PACKAGES)
