@@ -145,8 +145,10 @@ def test_stubtest_agrees(tmp_path):
     package = Path(asenpp.__file__).parent.parent
     if not (package / "asenpp" / "_asen.pyi").exists():
         pytest.skip(f"the package under test, in {package}, has no stub beside it")
+    config = tmp_path / "mypy.ini"  # the stub of the package leads mypy into all of it; only _asen is asked about
+    config.write_text("[mypy]\n[mypy-asenpp.*]\nignore_errors = True\n[mypy-asenpp._asen]\nignore_errors = False\n")
     run = subprocess.run([sys.executable, "-m", "mypy.stubtest", "asenpp._asen", "--allowlist", allowed,
-                          "--ignore-unused-allowlist"], cwd=package, capture_output=True, text=True,
+                          "--mypy-config-file", config, "--ignore-unused-allowlist"], cwd=package, capture_output=True, text=True,
                          env={**os.environ, "MYPY_CACHE_DIR": str(tmp_path / "cache")})
     assert run.returncode == 0, run.stdout + run.stderr
 
