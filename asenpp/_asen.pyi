@@ -2,7 +2,7 @@
 
 Written by scripts/make_stubs.py from the built module: change csrc/ops.def or that script, not this file.
 
-Ops compute on float32 or float64, of one dtype and on one device within a call, and give the dtype of
+Ops compute on float32 or float64 (on a GPU also float16 and bfloat16), of one dtype and on one device within a call, and give the dtype of
 their inputs, unless they say otherwise. Errors of all ops: TypeError for arguments of the wrong kind or dtype,
 ValueError for shapes and attributes that do not fit (the message names the op and the shapes),
 MemoryError, NotImplementedError where a device has no kernel. Dims count from 0, or from the end
@@ -345,6 +345,11 @@ class Tensor:
         where the counter-based generator of (seed, offset + i) says so, so the same call repeats the same mask.
         """
 
+    def normalize_pixels(self, table: Tensor) -> Tensor:
+        """table[c, x] for 8-bit pixels x (N, C, H, W) and a table (C, 256) of what each value becomes in its channel;
+        of the table's dtype.
+        """
+
     def cross_entropy(self, target: Tensor) -> tuple[Tensor, Tensor]:
         """Mean over the batch of -log softmax(logits)[target]; logits (N, K), target (N) int64."""
 
@@ -456,6 +461,15 @@ def optim_step(kind: str, params: list[Tensor], grads: list[Tensor], state1: lis
                beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0,
                nesterov: bool = False) -> None:
     """One optimizer step over lists of tensors, in place: see asenpp.optim."""
+
+def unscale(tensors: list[Tensor], factor: float, /) -> bool:
+    """unscale(tensors, factor): multiplies them in place; whether all elements were finite."""
+
+def memory_info(device: str = "cpu", /) -> tuple[int, int] | None:
+    """memory_info(device='cpu'): bytes (free, total) of a device's own memory, or None."""
+
+def set_option(device: str, name: str, value: int, /) -> None:
+    """set_option(device, name, value): a switch of a device, such as 'tf32' of cuda."""
 
 def parse_yaml(source: str | PathLike[Any] | _Buffer, name: str | None = None) -> _YamlNode | None:
     """The one YAML document in `source`, a path or bytes, as (line, content, plain), or None where
@@ -666,6 +680,11 @@ def embedding_grad(dy: Tensor, index: Tensor, rows: int) -> Tensor:
 def dropout(x: Tensor, p: float, seed: int, offset: int = 0) -> Tensor:
     """Zeroes elements with probability p and scales the others by 1/(1-p). Element i (in memory order) is kept where
     the counter-based generator of (seed, offset + i) says so, so the same call repeats the same mask.
+    """
+
+def normalize_pixels(x: Tensor, table: Tensor) -> Tensor:
+    """table[c, x] for 8-bit pixels x (N, C, H, W) and a table (C, 256) of what each value becomes in its channel; of
+    the table's dtype.
     """
 
 def cross_entropy(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,17 @@
 
 #include "status.h"
 
+/* C++ reads these headers too (the plugin's .cu files); it has no _Atomic, and touches no atomic member. */
+#ifdef __cplusplus
+#define ASEN_ATOMIC(type) type
+#define ASEN_C_BEGIN extern "C" {
+#define ASEN_C_END }
+#else
+#define ASEN_ATOMIC(type) _Atomic(type)
+#define ASEN_C_BEGIN
+#define ASEN_C_END
+#endif
+
 #define ASEN_MAX_DIMS 8
 
 typedef enum asen_dtype {
@@ -31,8 +42,12 @@ typedef struct asen_storage asen_storage;
 typedef struct asen_tensor asen_tensor;
 typedef struct asen_node asen_node;
 
+ASEN_C_BEGIN
+
 size_t asen_dtype_size(asen_dtype dtype);
 const char *asen_dtype_name(asen_dtype dtype);
 static inline bool asen_dtype_is_float(asen_dtype dtype) { return dtype >= ASEN_F16; }
+
+ASEN_C_END
 
 #endif

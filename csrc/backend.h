@@ -10,7 +10,9 @@
 #include "op.h"
 #include "optim.h"
 
-#define ASEN_BACKEND_ABI 1
+ASEN_C_BEGIN
+
+#define ASEN_BACKEND_ABI 2
 
 typedef enum asen_copy_kind { ASEN_HOST_TO_DEVICE, ASEN_DEVICE_TO_HOST, ASEN_DEVICE_TO_DEVICE } asen_copy_kind;
 
@@ -28,7 +30,10 @@ typedef struct asen_backend {
     /* In queue order. From the host: the source may be reused on return. To the host: complete
      * on return. */
     int (*copy)(void *self, void *target, const void *source, size_t bytes, asen_copy_kind kind);
-    int (*fill_zero)(void *self, void *target, size_t bytes);
+    /* `count` copies of the element of `size` bytes (1, 2, 4 or 8) at `value`. */
+    int (*fill)(void *self, void *target, const void *value, size_t size, int64_t count);
+    /* Dense `source` into `target` of any strides, of the same dtype and shape. */
+    int (*write_strided)(void *self, const asen_tensor *target, const asen_tensor *source);
     int (*synchronize)(void *self);
 
     /* One function for all ops; ASEN_DECLINED where there is no kernel. */
@@ -37,6 +42,15 @@ typedef struct asen_backend {
 
     /* One step over many tensors (optim.h). */
     int (*optim_step)(void *self, const asen_optim_call *call);
+    /* Multiplies `count` buffers of `length` elements each by `factor` in place, and says whether all their
+     * elements were finite. Waits for the answer. */
+    int (*unscale)(void *self, asen_dtype dtype, int64_t count, void *const *data, const int64_t *length,
+                   double factor, bool *finite);
+
+    /* Bytes of memory that are free now, and that there are; NULL: ask the system. */
+    int (*memory_info)(void *self, size_t *free_bytes, size_t *total_bytes);
+    /* A switch of the device by name; NULL: it has none. */
+    int (*set_option)(void *self, const char *name, int64_t value);
 } asen_backend;
 
 struct asen_device {
@@ -92,5 +106,7 @@ extern const asen_kernel asen_onednn_kernels[ASEN_OP_COUNT]; /* all NULL in a bu
 int asen_threads_get(void);
 void asen_threads_set(int threads);
 int asen_threads_budget(void); /* affinity and the cgroup's quota */
+
+ASEN_C_END
 
 #endif

@@ -1,4 +1,5 @@
 /* The CPU device: memory, and the order in which kernel paths are asked (ours, oneDNN, reference). */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -31,10 +32,40 @@ static int copy(void *self, void *target, const void *source, size_t bytes, asen
     return ASEN_OK;
 }
 
-static int fill_zero(void *self, void *target, size_t bytes)
+static int fill(void *self, void *target, const void *value, size_t size, int64_t count)
 {
-    if (bytes > 0)
+    static const char zero[8];
+    size_t bytes = size * (size_t)count;
+    if (memcmp(value, zero, size) == 0 && bytes > 0) {
         memset(target, 0, bytes);
+        return ASEN_OK;
+    }
+    for (size_t done = 0; done < bytes;) { /* doubling */
+        const void *from = done == 0 ? value : target;
+        size_t n = done == 0 ? size : done < bytes - done ? done : bytes - done;
+        memcpy((char *)target + done, from, n);
+        done += n;
+    }
+    return ASEN_OK;
+}
+
+/* Element by element. */
+static int write_strided(void *self, const asen_tensor *target, const asen_tensor *source)
+{
+    int64_t index[ASEN_MAX_DIMS] = {0};
+    size_t size = asen_dtype_size(target->dtype);
+    char *to = asen_tensor_data(target);
+    const char *from = asen_tensor_data(source);
+    for (int64_t n = asen_tensor_count(target); n > 0; n--) {
+        int64_t at = 0, of = 0;
+        for (int d = 0; d < target->ndim; d++) {
+            at += index[d] * target->stride[d];
+            of += index[d] * source->stride[d];
+        }
+        memcpy(to + at * (int64_t)size, from + of * (int64_t)size, size);
+        for (int d = target->ndim - 1; d >= 0 && ++index[d] == target->shape[d]; d--)
+            index[d] = 0;
+    }
     return ASEN_OK;
 }
 
@@ -67,6 +98,24 @@ static int optim_step(void *self, const asen_optim_call *call)
     return status == ASEN_DECLINED ? asen_optim_ref_step(call) : status;
 }
 
+static int unscale(void *self, asen_dtype dtype, int64_t count, void *const *data, const int64_t *length, double factor,
+                   bool *finite)
+{
+    *finite = true;
+    if (dtype != ASEN_F32 && dtype != ASEN_F64)
+        return asen_fail(ASEN_ERR_TYPE, "gradients are float32 or float64, not %s", asen_dtype_name(dtype));
+    for (int64_t t = 0; t < count; t++)
+        for (int64_t i = 0; i < length[t]; i++) {
+            double value = dtype == ASEN_F32 ? ((float *)data[t])[i] : ((double *)data[t])[i];
+            *finite &= isfinite(value) != 0;
+            if (dtype == ASEN_F32)
+                ((float *)data[t])[i] = (float)(value * factor);
+            else
+                ((double *)data[t])[i] = value * factor;
+        }
+    return ASEN_OK;
+}
+
 const asen_backend asen_cpu_backend = {
     .abi = ASEN_BACKEND_ABI,
     .op_count = ASEN_OP_COUNT,
@@ -76,11 +125,13 @@ const asen_backend asen_cpu_backend = {
     .memory_alloc = memory_alloc,
     .memory_free = memory_free,
     .copy = copy,
-    .fill_zero = fill_zero,
+    .fill = fill,
+    .write_strided = write_strided,
     .synchronize = synchronize,
     .dispatch = dispatch,
     .supports = supports,
     .optim_step = optim_step,
+    .unscale = unscale,
 };
 
 void asen_cpu_set_paths(unsigned mask) { atomic_store(&paths, mask); }

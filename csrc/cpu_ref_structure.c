@@ -1,4 +1,4 @@
-/* Reference: ops that move elements: cat, slice_grad, embedding, dropout. */
+/* Reference: ops that move elements: cat, slice_grad, embedding, dropout, normalize_pixels. */
 #include <stdlib.h>
 
 #include "cpu_ref.h"
@@ -129,5 +129,16 @@ int ref_dropout(const asen_call *call)
         bool keep = asen_random_u32(seed, offset + (uint64_t)i) >= threshold;
         ref_put(y, i, keep ? ref_get(x, i) * scale : 0);
     }
+    return ASEN_OK;
+}
+
+int ref_normalize_pixels(const asen_call *call)
+{
+    const asen_tensor *x = call->in[0], *table = call->in[1];
+    const uint8_t *pixels = asen_tensor_data(x);
+    int64_t channels = x->shape[1], count = asen_tensor_count(x);
+    for (int64_t i = 0; i < count; i++) /* channels-last: the channel runs fastest */
+        move_element(ref_array_of(call->out[0]), i, ref_array_of(table), i % channels * 256 + pixels[i],
+                     asen_dtype_size(table->dtype));
     return ASEN_OK;
 }

@@ -5,6 +5,8 @@
 #include "attrs.h"
 #include "tensor.h"
 
+ASEN_C_BEGIN
+
 typedef enum asen_op {
 #define OP(name, ...) ASEN_OP_##name,
 #define VIEW(name, ...) ASEN_OP_##name,
@@ -75,5 +77,7 @@ int asen_op_apply1(asen_op op, asen_tensor *const *in, int n_in, const asen_attr
 int asen_tensor_copy_into(asen_tensor *target, asen_tensor *source);
 /* A new dense tensor of the same values (or the same tensor retained, where it is dense already). */
 int asen_tensor_to_dense(asen_tensor *tensor, asen_tensor **out);
+
+ASEN_C_END
 
 #endif

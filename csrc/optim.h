@@ -12,6 +12,8 @@
 
 #include "asen.h"
 
+ASEN_C_BEGIN
+
 typedef enum asen_optim_kind { ASEN_SGD, ASEN_ADAM, ASEN_ADAMW } asen_optim_kind;
 
 typedef struct asen_optim_call {
@@ -31,5 +33,7 @@ typedef struct asen_optim_call {
 
 int asen_optim_ref_step(const asen_optim_call *call);  /* cpu_ref_optim.c */
 int asen_optim_fast_step(const asen_optim_call *call); /* cpu_fast_optim.c; ASEN_DECLINED for float64 */
+
+ASEN_C_END
 
 #endif

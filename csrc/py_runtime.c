@@ -252,6 +252,68 @@ done:
     return result;
 }
 
+static PyObject *unscale(PyObject *module, PyObject *args)
+{
+    PyObject *list, *result = NULL;
+    double factor;
+    tensor_list taken = {0};
+    bool finite = true;
+    if (!PyArg_ParseTuple(args, "O!d:unscale", &PyList_Type, &list, &factor))
+        return NULL;
+    Py_ssize_t count = PyList_GET_SIZE(list);
+    if (count == 0)
+        Py_RETURN_TRUE;
+    int64_t *length = PyMem_Calloc((size_t)count, sizeof *length);
+    if (length == NULL)
+        return PyErr_NoMemory();
+    if (take_list(PyModule_GetState(module), list, NULL, "gradient", &taken, length) == 0) {
+        int status;
+        asen_tensor *first = taken.held[0];
+        const asen_backend *b = first->storage->device->backend;
+        for (Py_ssize_t i = 0; i < count; i++)
+            asen_storage_written(taken.held[i]->storage);
+        Py_BEGIN_ALLOW_THREADS
+        status = b->unscale == NULL
+                     ? asen_fail(ASEN_ERR_UNSUPPORTED, "%s cannot scale gradients", b->name)
+                     : b->unscale(b->self, first->dtype, count, taken.data, length, factor, &finite);
+        Py_END_ALLOW_THREADS
+        result = status == ASEN_OK ? PyBool_FromLong(finite) : asen_py_raise(status);
+    }
+    list_release(&taken);
+    PyMem_Free(length);
+    return result;
+}
+
+static PyObject *memory_info(PyObject *module, PyObject *args)
+{
+    size_t available = 0, total = 0;
+    asen_device *device = device_arg(args);
+    if (device == NULL)
+        return NULL;
+    if (device->backend->memory_info == NULL)
+        Py_RETURN_NONE;
+    int status = device->backend->memory_info(device->backend->self, &available, &total);
+    return status == ASEN_OK ? Py_BuildValue("(KK)", (unsigned long long)available, (unsigned long long)total)
+                             : asen_py_raise(status);
+}
+
+static PyObject *set_option(PyObject *module, PyObject *args)
+{
+    const char *device_name, *name;
+    long long value;
+    asen_device *device;
+    if (!PyArg_ParseTuple(args, "ssL:set_option", &device_name, &name, &value))
+        return NULL;
+    int status = asen_device_get(device_name, &device);
+    if (status == ASEN_OK)
+        status = device->backend->set_option == NULL
+                     ? asen_fail(ASEN_ERR_VALUE, "%s has no option '%s'", device_name, name)
+                     : device->backend->set_option(device->backend->self, name, value);
+    if (status != ASEN_OK)
+        return asen_py_raise(status);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"set_grad_enabled", set_grad_enabled, METH_O, "Turns recording on or off for this thread; returns what it was."},
     {"is_grad_enabled", is_grad_enabled, METH_NOARGS, "Whether this thread records ops for backward."},
@@ -266,6 +328,9 @@ static PyMethodDef methods[] = {
     {"dispatch_counts", dispatch_counts, METH_VARARGS, "dispatch_counts(reset=False): how often each path ran each op."},
     {"optim_step", (PyCFunction)(void (*)(void))optim_step, METH_VARARGS | METH_KEYWORDS,
      "One optimizer step over lists of tensors, in place: see asenpp.optim."},
+    {"unscale", unscale, METH_VARARGS, "unscale(tensors, factor): multiplies them in place; whether all elements were finite."},
+    {"memory_info", memory_info, METH_VARARGS, "memory_info(device='cpu'): bytes (free, total) of a device's own memory, or None."},
+    {"set_option", set_option, METH_VARARGS, "set_option(device, name, value): a switch of a device, such as 'tf32' of cuda."},
     {NULL},
 };
 

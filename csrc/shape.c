@@ -438,12 +438,30 @@ static int norm_groups(const asen_tensor *x, int64_t training, int64_t groups, i
     return ASEN_OK;
 }
 
+/* Parameters and statistics of a norm of x: float32 where x is of 16 bits (mixed precision), else x's dtype. */
+static asen_dtype norm_dtype(const asen_tensor *x)
+{
+    return x->dtype == ASEN_F16 || x->dtype == ASEN_BF16 ? ASEN_F32 : x->dtype;
+}
+
+static int want_norm_dtype(const char *name, const asen_tensor *t, const asen_tensor *x)
+{
+    if (t->dtype != norm_dtype(x))
+        return asen_fail(ASEN_ERR_TYPE, "%s is %s, but with x in %s it must be %s: convert one of them", name,
+                         asen_dtype_name(t->dtype), asen_dtype_name(x->dtype), asen_dtype_name(norm_dtype(x)));
+    return ASEN_OK;
+}
+
 RULE(batch_norm)
 {
     const asen_tensor *x = in[0], *residual = optional(in, n_in, 5);
     static const char *const name[] = {"x", "weight", "bias", "running_mean", "running_var", "residual"};
     int64_t groups;
-    TRY(want_one_float(in, n_in, name));
+    TRY(want_float("x", x));
+    if (residual)
+        TRY(want_dtype("residual", residual, x->dtype, "x is"));
+    for (int i = 1; i < 5; i++)
+        TRY(want_norm_dtype(name[i], in[i], x));
     TRY(want_ndim("x", x, 4, "(N, C, H, W)"));
     for (int i = 1; i < 5; i++)
         TRY(want_shape(name[i], in[i], "one for each channel of x", DIMS(x->shape[1])));
@@ -454,8 +472,8 @@ RULE(batch_norm)
          "x %s has one value a channel and group: training needs more for a variance", TEXT(x));
     *n_out = 3;
     TRY(give(&out[0], x->dtype, 4, x->shape));
-    TRY(give(&out[1], x->dtype, DIMS(groups, x->shape[1])));
-    return give(&out[2], x->dtype, DIMS(groups, x->shape[1]));
+    TRY(give(&out[1], norm_dtype(x), DIMS(groups, x->shape[1])));
+    return give(&out[2], norm_dtype(x), DIMS(groups, x->shape[1]));
 }
 
 RULE(batch_norm_grad)
@@ -463,7 +481,9 @@ RULE(batch_norm_grad)
     UNUSED(n_in);
     const asen_tensor *dy = in[0], *x = in[1], *y = in[2], *weight = in[3];
     int64_t groups, channels;
-    TRY(want_one_float(in, 6, NAMES("dy", "x", "y", "weight", "mean", "invstd")));
+    TRY(want_one_float(in, 3, NAMES("dy", "x", "y")));
+    for (int i = 3; i < 6; i++)
+        TRY(want_norm_dtype(NAMES("weight", "mean", "invstd")[i - 3], in[i], x));
     TRY(want_ndim("x", x, 4, "(N, C, H, W)"));
     channels = x->shape[1];
     TRY(want_shape("dy", dy, "the shape of x", 4, x->shape));
@@ -474,8 +494,8 @@ RULE(batch_norm_grad)
     TRY(want_shape("invstd", in[5], "(groups, C) in training, else (1, C)", DIMS(groups, channels)));
     *n_out = attrs->batch_norm_grad.residual ? 4 : 3;
     TRY(give(&out[0], x->dtype, 4, x->shape));
-    TRY(give(&out[1], x->dtype, DIMS(channels)));
-    TRY(give(&out[2], x->dtype, DIMS(channels)));
+    TRY(give(&out[1], norm_dtype(x), DIMS(channels)));
+    TRY(give(&out[2], norm_dtype(x), DIMS(channels)));
     return *n_out == 4 ? give(&out[3], x->dtype, 4, x->shape) : ASEN_OK;
 }
 
@@ -550,6 +570,17 @@ RULE(dropout)
     TRY(want_float("x", in[0]));
     WANT(attrs->dropout.p >= 0 && attrs->dropout.p < 1, "p %g is not in [0, 1)", attrs->dropout.p);
     return give_like(out, n_out, in[0]);
+}
+
+RULE(normalize_pixels)
+{
+    UNUSED(n_in), UNUSED(attrs);
+    const asen_tensor *x = in[0], *table = in[1];
+    TRY(want_ndim("x", x, 4, "(N, C, H, W)"));
+    TRY(want_dtype("x", x, ASEN_U8, "its dtype must be"));
+    TRY(want_float("table", table));
+    TRY(want_shape("table", table, "a row of 256 for each channel of x", DIMS(x->shape[1], 256)));
+    return give_one(out, n_out, table->dtype, 4, x->shape);
 }
 
 /* ---- losses and similarities ---- */

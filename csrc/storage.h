@@ -7,15 +7,19 @@
 #ifndef ASEN_STORAGE_H
 #define ASEN_STORAGE_H
 
-#include <stdatomic.h>
-
 #include "asen.h"
 
+#ifndef __cplusplus
+#include <stdatomic.h>
+#endif
+
+ASEN_C_BEGIN
+
 struct asen_storage {
-    _Atomic int64_t refs;
+    ASEN_ATOMIC(int64_t) refs;
     uint64_t id;               /* never reused: keys of caches */
-    _Atomic uint64_t version;  /* moves with every write in place */
-    _Atomic bool exported;     /* somebody outside holds the address (numpy(), DLPack): writes
+    ASEN_ATOMIC(uint64_t) version;  /* moves with every write in place */
+    ASEN_ATOMIC(bool) exported; /* somebody outside holds the address (numpy(), DLPack): writes
                                   there do not move `version`, so caches must not trust it */
     asen_device *device;
     void *data;
@@ -31,12 +35,14 @@ int asen_storage_wrap(asen_device *device, void *data, size_t bytes, void (*rele
                       asen_storage **out);
 asen_storage *asen_storage_retain(asen_storage *storage);
 void asen_storage_release(asen_storage *storage); /* NULL is fine */
+#ifndef __cplusplus
 /* Whether `version` tells of every write. */
 static inline bool asen_storage_is_private(const asen_storage *s)
 {
     return s->release == NULL && !atomic_load_explicit(&s->exported, memory_order_relaxed);
 }
 static inline void asen_storage_written(asen_storage *s) { atomic_fetch_add(&s->version, 1); }
+#endif
 
 /* Scratch memory for one kernel call, from the same caching allocator. */
 int asen_scratch_new(asen_device *device, size_t bytes, void **out);
@@ -50,5 +56,7 @@ typedef struct asen_memory_stats {
 void asen_memory_get_stats(asen_device *device, asen_memory_stats *out);
 void asen_memory_reset_peak(asen_device *device);
 void asen_memory_empty_cache(asen_device *device);
+
+ASEN_C_END
 
 #endif

@@ -8,8 +8,10 @@
 
 #include "storage.h"
 
+ASEN_C_BEGIN
+
 struct asen_tensor {
-    _Atomic int64_t refs;
+    ASEN_ATOMIC(int64_t) refs;
     asen_storage *storage; /* owned reference */
     asen_dtype dtype;
     int ndim;
@@ -56,5 +58,7 @@ const char *asen_shape_text(int ndim, const int64_t *shape, char *buffer, size_t
 /* Strides with which `t` is read as if it had shape[ndim] (broadcasting; trailing dims aligned).
  * The shapes must be compatible. */
 void asen_broadcast_strides(const asen_tensor *t, int ndim, const int64_t *shape, int64_t *stride);
+
+ASEN_C_END
 
 #endif

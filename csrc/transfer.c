@@ -41,48 +41,14 @@ int asen_tensor_full(asen_device *device, asen_dtype dtype, int ndim, const int6
     int status = asen_tensor_new(device, dtype, ndim, shape, out);
     if (status != ASEN_OK)
         return status;
-    size_t bytes = asen_tensor_bytes(*out), size = asen_dtype_size(dtype);
-    if (value == 0) {
-        status = b->fill_zero(b->self, asen_tensor_data(*out), bytes);
-    } else if (bytes > 0) {
-        asen_device *cpu = asen_device_cpu();
-        void *host = NULL;
-        status = asen_scratch_new(cpu, bytes, &host);
-        if (status == ASEN_OK) {
-            encode(dtype, value, host);
-            for (size_t done = size; done < bytes;) { /* doubling */
-                size_t n = done < bytes - done ? done : bytes - done;
-                memcpy((char *)host + done, host, n);
-                done += n;
-            }
-            status = b->copy(b->self, asen_tensor_data(*out), host, bytes, ASEN_HOST_TO_DEVICE);
-        }
-        asen_scratch_free(cpu, host, bytes);
-    }
+    uint64_t element = 0;
+    encode(dtype, value, &element);
+    status = b->fill(b->self, asen_tensor_data(*out), &element, asen_dtype_size(dtype), asen_tensor_count(*out));
     if (status != ASEN_OK) {
         asen_tensor_release(*out);
         *out = NULL;
     }
     return status;
-}
-
-/* Copies dense `source` to the strided `target`, both in host memory, element by element. */
-static void scatter(asen_tensor *target, const asen_tensor *source)
-{
-    int64_t index[ASEN_MAX_DIMS] = {0};
-    size_t size = asen_dtype_size(target->dtype);
-    char *to = asen_tensor_data(target);
-    const char *from = asen_tensor_data(source);
-    for (int64_t n = asen_tensor_count(target); n > 0; n--) {
-        int64_t at = 0, of = 0;
-        for (int d = 0; d < target->ndim; d++) {
-            at += index[d] * target->stride[d];
-            of += index[d] * source->stride[d];
-        }
-        memcpy(to + at * (int64_t)size, from + of * (int64_t)size, size);
-        for (int d = target->ndim - 1; d >= 0 && ++index[d] == target->shape[d]; d--)
-            index[d] = 0;
-    }
 }
 
 /* Dense, of the target's dtype and shape, on the source's device. */
@@ -116,9 +82,15 @@ int asen_tensor_copy_into(asen_tensor *target, asen_tensor *source)
         goto done;
     size_t bytes = asen_tensor_bytes(target);
     if (!asen_tensor_is_dense(target)) {
-        if (!to->backend->host_memory || !from->backend->host_memory) {
-            status = asen_fail(ASEN_ERR_UNSUPPORTED, "cannot write into a strided view on %s", to->name);
-            goto done;
+        if (to != from) {
+            status = asen_tensor_new(to, dense->dtype, dense->ndim, dense->shape, &moved);
+            if (status == ASEN_OK)
+                status = asen_tensor_copy_into(moved, dense);
+            if (status != ASEN_OK)
+                goto done;
+            asen_tensor_release(dense);
+            dense = moved;
+            moved = NULL;
         }
         if (dense->storage == target->storage) { /* they may overlap */
             asen_attrs same = {.copy = {.dtype = dense->dtype}};
@@ -129,7 +101,7 @@ int asen_tensor_copy_into(asen_tensor *target, asen_tensor *source)
             dense = moved;
             moved = NULL;
         }
-        scatter(target, dense);
+        status = to->backend->write_strided(to->backend->self, target, dense);
     } else if (to == from || (to->backend->host_memory && from->backend->host_memory)) {
         status = to->backend->copy(to->backend->self, asen_tensor_data(target), asen_tensor_data(dense), bytes,
                                    ASEN_DEVICE_TO_DEVICE);

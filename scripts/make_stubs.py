@@ -27,7 +27,7 @@ HEADER = '''"""{doc}
 
 Written by scripts/make_stubs.py from the built module: change csrc/ops.def or that script, not this file.
 
-Ops compute on float32 or float64, of one dtype and on one device within a call, and give the dtype of
+Ops compute on float32 or float64 (on a GPU also float16 and bfloat16), of one dtype and on one device within a call, and give the dtype of
 their inputs, unless they say otherwise. Errors of all ops: TypeError for arguments of the wrong kind or dtype,
 ValueError for shapes and attributes that do not fit (the message names the op and the shapes),
 MemoryError, NotImplementedError where a device has no kernel. Dims count from 0, or from the end
@@ -140,6 +140,9 @@ optim_step(kind: str, params: list[Tensor], grads: list[Tensor], state1: list[Te
     state2: list[Tensor] | None, step: int, lr: float,
     momentum: float = 0.0, dampening: float = 0.0, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
     weight_decay: float = 0.0, nesterov: bool = False) -> None
+unscale(tensors: list[Tensor], factor: float, /) -> bool
+memory_info(device: str = "cpu", /) -> tuple[int, int] | None
+set_option(device: str, name: str, value: int, /) -> None
 parse_yaml(source: str | PathLike[Any] | _Buffer, name: str | None = None) -> _YamlNode | None
 metrics_rank(scores: _Buffer, order: _Buffer, /) -> None
 metrics_average_precision(scores: _Buffer, relevant: _Buffer, /) -> float

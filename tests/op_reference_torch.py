@@ -189,6 +189,12 @@ def slice_grad(t, attrs):
 
 
 @op
+def normalize_pixels(t, attrs):
+    x, table = t
+    return (torch.stack([table[c][x[:, c].long()] for c in range(x.shape[1])], 1),)
+
+
+@op
 def embedding(t, attrs):
     return (F.embedding(t[1], t[0]),)
 

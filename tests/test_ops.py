@@ -88,7 +88,7 @@ class Sample:
         self.inputs = [] if self.variadic else names
         self.attrs = {}
         for word in text.split():
-            tensor = re.fullmatch(r"(\w+)\[([\d,]*)\](p|u|d|z|o|i\d+)?", word)
+            tensor = re.fullmatch(r"(\w+)\[([\d,]*)\](p|u|d|z|o|b|i\d+)?", word)
             if tensor:
                 array = fill(rng, [int(n) for n in tensor[2].split(",") if n], tensor[3])
                 if self.variadic:
@@ -116,6 +116,8 @@ def fill(rng, shape, kind):
         return rng.standard_normal(shape)
     if kind[0] == "i":
         return rng.integers(0, int(kind[1:]), shape)
+    if kind == "b":
+        return rng.integers(0, 256, shape, np.uint8)
     n = int(np.prod(shape))
     return {
         "p": lambda: rng.uniform(0.5, 2, shape),

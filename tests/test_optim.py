@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from asenpp import nn, optim
+from asenpp import _asen, nn, optim
 from asenpp._asen import Tensor
 from asenpp.optim import lr_scheduler
 
@@ -179,3 +179,16 @@ def test_schedules_refuse():
     state = lr_scheduler.StepLR(sgd, 1).state_dict()
     with pytest.raises(ValueError, match="has 2 groups"):
         lr_scheduler.StepLR(sgd, 1).load_state_dict(dict(state, base_lrs=[1, 2]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_unscale_divides_and_sees_what_is_not_finite(dtype):
+    """Gradients under a scaled loss: multiplied in place; one infinite or NaN element anywhere is told."""
+    arrays = [np.arange(6, dtype=dtype).reshape(2, 3), np.arange(5, dtype=dtype)]
+    tensors = [_asen.from_numpy(a.copy()) for a in arrays]
+    assert _asen.unscale(tensors, 0.25) is True
+    for tensor, array in zip(tensors, arrays):
+        np.testing.assert_array_equal(tensor.numpy(), array * 0.25)
+    for bad in (np.inf, np.nan):
+        tensors[1].numpy()[3] = bad
+        assert _asen.unscale(tensors, 1.0) is False

@@ -360,6 +360,8 @@ FUNCTION_CALLS = {
     "dispatch_counts": [lambda: (), lambda: (False,)],
     "optim_step": [lambda: tuple(optimizer("sgd")), lambda: tuple(optimizer("adam")), lambda: tuple(optimizer("adamw")),
                    lambda: (*optimizer("sgd")[:3], None, None, 1, 0.1)],
+    "unscale": [lambda: ([tensor(2, 3)], 0.5), lambda: ([], 1.0)],
+    "memory_info": [lambda: (), lambda: ("cpu",)],
     "parse_yaml": [lambda: (b"a: [1, b]",), lambda: (b"", "name")],
     "metrics_rank": [lambda: (np.arange(4.0), np.zeros(4, np.int64))],
     "metrics_average_precision": [lambda: (np.arange(4.0), np.arange(4) > 2)],
@@ -375,7 +377,7 @@ FUNCTION_CALLS = {
     "global_batch": [lambda: ([pixels()], [0], floats(1, 4, 4, 3), THREE, THREE)],
     "local_batch": [lambda: ([pixels()], ramp()[None], 16, 0.5, floats(1, 4, 4, 3), THREE, THREE)],
 }
-UNCALLED = {"load_plugin", "__iter__"}  # tested below
+UNCALLED = {"load_plugin", "set_option", "__iter__"}  # tested below
 VOLATILE = {"memory_stats", "data_ptr", "dispatch_counts", "__new__"}
 
 
@@ -487,6 +489,14 @@ def test_load_plugin_takes_a_path(tmp_path):
             _asen.load_plugin(path)
     with pytest.raises(TypeError):
         _asen.load_plugin(3)
+
+
+def test_options_are_a_devices_own():
+    """set_option takes (str, str, int); the CPU has none, which the error says."""
+    with pytest.raises(ValueError, match="cpu has no option 'tf32'"):
+        _asen.set_option("cpu", "tf32", 1)
+    with pytest.raises(TypeError):
+        _asen.set_option("cpu", "tf32", "1")
 
 
 def test_tensors_are_iterated():

@@ -22,7 +22,7 @@ typedef struct task {
     asen_storage storage[MAX_IN + ASEN_MAX_OUT];
     asen_tensor *pointer[MAX_IN + ASEN_MAX_OUT];
     asen_attrs attrs;
-    /* COPY: `staged` owns the bytes from the host; NULL source: zeros */
+    /* COPY: `staged` owns the bytes where they come from the host */
     void *target, *staged;
     const void *source;
     size_t bytes;
@@ -42,10 +42,7 @@ static int run_task(task *t)
     switch (t->kind) {
     case KERNEL: return host.reference_kernel(t->call.op)(&t->call);
     case COPY:
-        if (t->staged != NULL || t->source != NULL)
-            memcpy(t->target, t->staged ? t->staged : t->source, t->bytes);
-        else
-            memset(t->target, 0, t->bytes);
+        memcpy(t->target, t->staged ? t->staged : t->source, t->bytes);
         return ASEN_OK;
     default: return host.cpu->optim_step(host.cpu->self, &t->optim);
     }
@@ -136,11 +133,14 @@ static int copy(void *self, void *target, const void *source, size_t bytes, asen
     return ASEN_OK;
 }
 
-static int fill_zero(void *self, void *target, size_t bytes)
+static int fill(void *self, void *target, const void *value, size_t size, int64_t count)
 {
     task *t = enqueue(COPY);
-    if (t == NULL)
+    size_t bytes = size * (size_t)count;
+    if (t == NULL || (t->staged = malloc(bytes + 1)) == NULL)
         return host.fail(ASEN_ERR_MEMORY, "toy: out of memory");
+    for (int64_t i = 0; i < count; i++)
+        memcpy((char *)t->staged + (size_t)i * size, value, size);
     t->target = target;
     t->bytes = bytes;
     return ASEN_OK;
@@ -202,7 +202,7 @@ static asen_backend backend = {
     .memory_alloc = memory_alloc,
     .memory_free = memory_free,
     .copy = copy,
-    .fill_zero = fill_zero,
+    .fill = fill,
     .synchronize = synchronize,
     .dispatch = dispatch,
     .supports = supports,

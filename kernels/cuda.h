@@ -1,0 +1,108 @@
+/* What all files of the CUDA plugin share: the device's state, errors, services of the core.
+ *
+ * The plugin is one device, "cuda": the first GPU that CUDA_VISIBLE_DEVICES leaves. Everything runs
+ * in queue order on one stream (transfer.c has a second one for uploads), so memory that the core
+ * frees may be given to the next op at once. Functions return the core's status codes; a kernel of
+ * a row of ops.def is `int cuda_<op>(const asen_call *)`, called with inputs as the row wants them
+ * and dense outputs allocated.
+ *
+ * No kernel adds up floats with atomics: the same call gives the same bits. */
+#ifndef ASEN_CUDA_H
+#define ASEN_CUDA_H
+
+#include <cuda_runtime_api.h>
+
+#include "backend.h"
+
+ASEN_C_BEGIN
+
+/* The core's services, set when the plugin is loaded. */
+extern asen_services cuda_host;
+
+typedef struct cuda_state {
+    cudaStream_t stream;
+    int sm;              /* compute capability, 90 for 9.0 */
+    int multiprocessors;
+    size_t shared_limit; /* bytes of shared memory that a block may have without asking for more */
+    bool tf32;           /* options: float32 convolutions and matrix products may run as TF32 */
+    struct cuda_fault *fault; /* host memory that kernels write into: see below */
+    char name[64];
+} cuda_state;
+
+extern cuda_state cuda;
+
+/* The status of a failed call, with a message that names it: "cudaMemcpyAsync: an illegal …". */
+int cuda_fail(cudaError_t error, const char *call);
+/* `return`s from the caller where a call of the runtime fails. */
+#define CUDA_TRY(call)                                                                                                 \
+    do {                                                                                                               \
+        cudaError_t error_ = (call);                                                                                   \
+        if (error_ != cudaSuccess)                                                                                     \
+            return cuda_fail(error_, #call);                                                                           \
+    } while (0)
+#define CUDA_OK(call)                                                                                                  \
+    do {                                                                                                               \
+        int status_ = (call);                                                                                          \
+        if (status_ != ASEN_OK)                                                                                        \
+            return status_;                                                                                            \
+    } while (0)
+/* After a launch: ASEN_OK, or the error of the launch itself (a bad configuration, no image). */
+int cuda_launched(const char *kernel);
+
+/* Errors that only a kernel can see (an index out of range) are written into host memory and
+ * reported by whoever waits next. A kernel calls cuda_fault_set (kernels.cuh); the first one counts. */
+typedef struct cuda_fault {
+    int what; /* 0: none; asen_op + 1 */
+    long long value, limit;
+} cuda_fault;
+int cuda_fault_check(void); /* after waiting: ASEN_ERR_INDEX, and the fault is taken back */
+
+/* device.c */
+int cuda_device_open(void);
+int cuda_memory_alloc(void *self, size_t bytes, void **out);
+void cuda_memory_free(void *self, void *data);
+int cuda_memory_info(void *self, size_t *free_bytes, size_t *total_bytes);
+int cuda_synchronize(void *self);
+int cuda_set_option(void *self, const char *name, int64_t value);
+
+/* transfer.c */
+int cuda_transfer_open(void);
+int cuda_copy(void *self, void *target, const void *source, size_t bytes, asen_copy_kind kind);
+/* An int32 or pointer table for one kernel: `bytes` of host memory, copied into queue-ordered device
+ * memory of the caller's (from scratch_new). The source may be reused at once. */
+int cuda_upload(void *target, const void *source, size_t bytes);
+
+/* move.cu */
+int cuda_fill(void *self, void *target, const void *value, size_t size, int64_t count);
+int cuda_write_strided(void *self, const asen_tensor *target, const asen_tensor *source);
+
+/* optim.cu */
+int cuda_optim_step(void *self, const asen_optim_call *call);
+int cuda_unscale(void *self, asen_dtype dtype, int64_t count, void *const *data, const int64_t *length, double factor,
+                 bool *finite);
+
+/* int cuda_<op>(const asen_call *) for every row: what is missing does not link. */
+#define OP(name, ...) int cuda_##name(const asen_call *call);
+#define VIEW(name, ...)
+#include "ops.def"
+#undef OP
+#undef VIEW
+
+/* An input that may be absent: NULL then. */
+static inline const asen_tensor *cuda_optional(const asen_call *call, int i)
+{
+    return i < call->n_in ? call->in[i] : NULL;
+}
+
+/* Device memory for one call. Freed right after the launch: the next user comes later in the queue. */
+static inline int cuda_scratch_new(const asen_call *call, size_t bytes, void **out)
+{
+    return cuda_host.scratch_new(call->device, bytes, out);
+}
+static inline void cuda_scratch_free(const asen_call *call, void *data, size_t bytes)
+{
+    cuda_host.scratch_free(call->device, data, bytes);
+}
+
+ASEN_C_END
+#endif

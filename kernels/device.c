@@ -1,0 +1,117 @@
+/* The GPU: opening it, its memory, waiting for it, and what its errors become. */
+#include <stdio.h>
+#include <string.h>
+
+#include "cuda.h"
+
+cuda_state cuda;
+
+int cuda_fail(cudaError_t error, const char *call)
+{
+    cudaGetLastError(); /* what is not sticky is taken back: it was reported */
+    int length = (int)strcspn(call, "(");
+    int code = error == cudaErrorMemoryAllocation ? ASEN_ERR_MEMORY : ASEN_ERR_DEVICE;
+    return cuda_host.fail(code, "%.*s: %s (%s)", length, call, cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+int cuda_launched(const char *kernel)
+{
+    cudaError_t error = cudaGetLastError();
+    return error == cudaSuccess ? ASEN_OK : cuda_fail(error, kernel);
+}
+
+/* One line that says what is missing and what to do. */
+static int no_device(cudaError_t error)
+{
+    int driver = 0, runtime = 0;
+    cudaGetLastError();
+    cudaDriverGetVersion(&driver);
+    cudaRuntimeGetVersion(&runtime);
+    if (driver == 0)
+        return cuda_host.fail(ASEN_ERR_DEVICE, "no NVIDIA driver is loaded here (libcuda.so.1): install it, or run on the CPU");
+    if (error == cudaErrorInsufficientDriver)
+        return cuda_host.fail(ASEN_ERR_DEVICE, "the NVIDIA driver is for CUDA %d.%d at most, and this build wants %d.%d: install a newer driver",
+                              driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+    if (error == cudaErrorNoDevice)
+        return cuda_host.fail(ASEN_ERR_DEVICE, "the driver sees no GPU (CUDA_VISIBLE_DEVICES, containers without --gpus?)");
+    return cuda_host.fail(ASEN_ERR_DEVICE, "the driver sees no usable GPU: %s (%s)", cudaGetErrorString(error), cudaGetErrorName(error));
+}
+
+enum { OLDEST = 75 }; /* the oldest architecture that kernels are built for: setup.py */
+
+int cuda_device_open(void)
+{
+    struct cudaDeviceProp properties;
+    int count = 0;
+    void *fault = NULL;
+    cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess || count == 0)
+        return no_device(error == cudaSuccess ? cudaErrorNoDevice : error);
+    CUDA_TRY(cudaSetDevice(0));
+    CUDA_TRY(cudaGetDeviceProperties(&properties, 0));
+    cuda.sm = 10 * properties.major + properties.minor;
+    cuda.multiprocessors = properties.multiProcessorCount;
+    cuda.shared_limit = properties.sharedMemPerBlock;
+    snprintf(cuda.name, sizeof cuda.name, "%s", properties.name);
+    if (cuda.sm < OLDEST)
+        return cuda_host.fail(ASEN_ERR_DEVICE, "%s has compute capability %d.%d, and 7.5 is the oldest that this build has kernels for",
+                              cuda.name, properties.major, properties.minor);
+    CUDA_TRY(cudaStreamCreateWithFlags(&cuda.stream, cudaStreamNonBlocking));
+    CUDA_TRY(cudaHostAlloc(&fault, sizeof *cuda.fault, cudaHostAllocMapped | cudaHostAllocPortable));
+    memset(fault, 0, sizeof *cuda.fault);
+    cuda.fault = fault;
+    return ASEN_OK;
+}
+
+int cuda_memory_alloc(void *self, size_t bytes, void **out)
+{
+    *out = NULL;
+    CUDA_TRY(cudaMalloc(out, bytes));
+    return ASEN_OK;
+}
+
+/* cudaFree waits for the device, so queued work that still uses the block has run. After the
+ * runtime was shut down at exit there is nothing left to free. */
+void cuda_memory_free(void *self, void *data)
+{
+    if (cudaFree(data) != cudaSuccess)
+        cudaGetLastError();
+}
+
+int cuda_memory_info(void *self, size_t *free_bytes, size_t *total_bytes)
+{
+    CUDA_TRY(cudaMemGetInfo(free_bytes, total_bytes));
+    return ASEN_OK;
+}
+
+int cuda_fault_check(void)
+{
+    cuda_fault fault = *(volatile cuda_fault *)cuda.fault;
+    if (fault.what == 0)
+        return ASEN_OK;
+    memset(cuda.fault, 0, sizeof *cuda.fault);
+    static const char *const names[] = {
+#define OP(name, ...) #name,
+#define VIEW(name, ...) #name,
+#include "ops.def"
+#undef OP
+#undef VIEW
+    };
+    return cuda_host.fail(ASEN_ERR_INDEX, "%s: an index is %lld, outside [0, %lld) (found on the GPU; the results after it are not valid)",
+                          names[fault.what - 1], fault.value, fault.limit);
+}
+
+int cuda_synchronize(void *self)
+{
+    CUDA_TRY(cudaStreamSynchronize(cuda.stream));
+    return cuda_fault_check();
+}
+
+int cuda_set_option(void *self, const char *name, int64_t value)
+{
+    if (strcmp(name, "tf32") == 0) {
+        cuda.tf32 = value != 0;
+        return ASEN_OK;
+    }
+    return cuda_host.fail(ASEN_ERR_VALUE, "cuda has no option '%s'", name);
+}

@@ -1,0 +1,83 @@
+/* The plugin's one export: opens the GPU and gives the core its table of functions (backend.h). */
+#include <stdio.h>
+#include <string.h>
+
+#include "cuda.h"
+
+asen_services cuda_host;
+
+static const asen_kernel kernels[ASEN_OP_COUNT] = {
+#define OP(name, ...) [ASEN_OP_##name] = cuda_##name,
+#define VIEW(name, ...)
+#include "ops.def"
+#undef OP
+#undef VIEW
+};
+
+static const char *const dtype_names[ASEN_DTYPE_COUNT] = {"bool", "uint8", "int32", "int64",
+                                                          "float16", "bfloat16", "float32", "float64"};
+
+/* "(2, 3) float32, (3) float32" of the inputs of a call. */
+static const char *inputs_text(const asen_call *call, char *buffer, size_t size)
+{
+    size_t n = 0;
+    buffer[0] = '\0';
+    for (int i = 0; i < call->n_in && n < size; i++) {
+        const asen_tensor *t = call->in[i];
+        if (t == NULL)
+            continue;
+        n += (size_t)snprintf(buffer + n, size - n, "%s(", n ? ", " : "");
+        for (int d = 0; d < t->ndim && n < size; d++)
+            n += (size_t)snprintf(buffer + n, size - n, "%s%lld", d ? ", " : "", (long long)t->shape[d]);
+        if (n < size)
+            n += (size_t)snprintf(buffer + n, size - n, ") %s", dtype_names[t->dtype]);
+    }
+    return buffer;
+}
+
+static int dispatch(void *self, const asen_call *call)
+{
+    char text[512];
+    int status = kernels[call->op] == NULL ? ASEN_DECLINED : kernels[call->op](call);
+    if (status != ASEN_OK && status != ASEN_DECLINED)
+        cuda_host.fail_prefix("on inputs %s", inputs_text(call, text, sizeof text));
+    return status;
+}
+
+static bool supports(void *self, asen_op op) { return kernels[op] != NULL; }
+
+static asen_backend backend = {
+    .name = "cuda",
+    .memory_alloc = cuda_memory_alloc,
+    .memory_free = cuda_memory_free,
+    .memory_info = cuda_memory_info,
+    .copy = cuda_copy,
+    .fill = cuda_fill,
+    .write_strided = cuda_write_strided,
+    .synchronize = cuda_synchronize,
+    .dispatch = dispatch,
+    .supports = supports,
+    .optim_step = cuda_optim_step,
+    .unscale = cuda_unscale,
+    .set_option = cuda_set_option,
+};
+
+__attribute__((visibility("default"))) int asen_plugin_init(const asen_services *services, const asen_backend **out)
+{
+    cuda_host = *services;
+    backend.abi = ASEN_BACKEND_ABI;
+    backend.op_count = ASEN_OP_COUNT;
+    backend.op_names = ""
+#define OP(name, ...) #name ","
+#define VIEW(name, ...) #name ","
+#include "ops.def"
+#undef OP
+#undef VIEW
+        ;
+    *out = &backend;
+    if (services->abi != ASEN_BACKEND_ABI || services->op_count != ASEN_OP_COUNT ||
+        strcmp(services->op_names, backend.op_names) != 0)
+        return ASEN_OK; /* the core compares, and says it */
+    CUDA_OK(cuda_device_open());
+    return cuda_transfer_open();
+}
