@@ -32,7 +32,7 @@ typedef struct asen_backend {
     int (*copy)(void *self, void *target, const void *source, size_t bytes, asen_copy_kind kind);
     /* `count` copies of the element of `size` bytes (1, 2, 4 or 8) at `value`. */
     int (*fill)(void *self, void *target, const void *value, size_t size, int64_t count);
-    /* Dense `source` into `target` of any strides, of the same dtype and shape. */
+    /* Dense `source` into `target` of any strides, of the same dtype and shape. NULL: unsupported. */
     int (*write_strided)(void *self, const asen_tensor *target, const asen_tensor *source);
     int (*synchronize)(void *self);
 

@@ -101,7 +101,9 @@ int asen_tensor_copy_into(asen_tensor *target, asen_tensor *source)
             dense = moved;
             moved = NULL;
         }
-        status = to->backend->write_strided(to->backend->self, target, dense);
+        status = to->backend->write_strided == NULL
+                     ? asen_fail(ASEN_ERR_UNSUPPORTED, "cannot write into a strided view on %s", to->name)
+                     : to->backend->write_strided(to->backend->self, target, dense);
     } else if (to == from || (to->backend->host_memory && from->backend->host_memory)) {
         status = to->backend->copy(to->backend->self, asen_tensor_data(target), asen_tensor_data(dense), bytes,
                                    ASEN_DEVICE_TO_DEVICE);

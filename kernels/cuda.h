@@ -26,7 +26,7 @@ typedef struct cuda_state {
     size_t shared_limit; /* bytes of shared memory that a block may have without asking for more */
     bool tf32;           /* options: float32 convolutions and matrix products may run as TF32 */
     struct cuda_fault *fault; /* host memory that kernels write into: see below */
-    char name[64];
+    char name[256];
 } cuda_state;
 
 extern cuda_state cuda;
@@ -67,7 +67,7 @@ int cuda_set_option(void *self, const char *name, int64_t value);
 
 /* transfer.c */
 int cuda_transfer_open(void);
-int cuda_copy(void *self, void *target, const void *source, size_t bytes, asen_copy_kind kind);
+int cuda_memory_copy(void *self, void *target, const void *source, size_t bytes, asen_copy_kind kind);
 /* An int32 or pointer table for one kernel: `bytes` of host memory, copied into queue-ordered device
  * memory of the caller's (from scratch_new). The source may be reused at once. */
 int cuda_upload(void *target, const void *source, size_t bytes);

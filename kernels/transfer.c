@@ -77,7 +77,7 @@ int cuda_upload(void *target, const void *source, size_t bytes)
     return status;
 }
 
-int cuda_copy(void *self, void *target, const void *source, size_t bytes, asen_copy_kind kind)
+int cuda_memory_copy(void *self, void *target, const void *source, size_t bytes, asen_copy_kind kind)
 {
     if (bytes == 0)
         return kind == ASEN_DEVICE_TO_HOST ? cuda_synchronize(self) : ASEN_OK;

@@ -1,0 +1,311 @@
+/* Matrix products through cuBLASLt: the rows matmul and linear.
+ *
+ * cuBLASLt counts columns first, so a row-major (M, N) matrix is its column-major (N, M): what is
+ * computed is y^T = op(b)^T op(a)^T, without any transposing in memory. Algorithms are asked for once
+ * a shape and kept. Float32 is computed in float32 unless the option tf32 is on. Split sums are added
+ * up in a fixed order by every algorithm that cuBLASLt offers here, so the same call gives the same bits. */
+#include <cublasLt.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cuda.h"
+
+enum { WORKSPACE = 32 << 20, BUCKETS = 256, MOST_PLANS = 4096 };
+
+/* What an algorithm depends on. Compared as bytes: no padding. */
+typedef struct product {
+    int64_t m, n, k, batch; /* y (batch, m, n) */
+    int32_t trans_a, trans_b, dtype, bias, tf32;
+    int32_t alignment; /* of all pointers, in bytes */
+} product;
+
+typedef struct plan {
+    struct plan *next;
+    product key;
+    cublasLtMatmulDesc_t operation;
+    cublasLtMatrixLayout_t a, b, y;
+    cublasLtMatmulAlgo_t algorithm;
+    size_t workspace;
+} plan;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of everything below, and of bias pointers */
+static cublasLtHandle_t handle;
+static plan *plans[BUCKETS];
+static int plan_count;
+
+static int fail(cublasStatus_t status, const char *call)
+{
+    int length = (int)strcspn(call, "(");
+    int code = status == CUBLAS_STATUS_ALLOC_FAILED ? ASEN_ERR_MEMORY : ASEN_ERR_DEVICE;
+    return cuda_host.fail(code, "%.*s: %s", length, call, cublasLtGetStatusString(status));
+}
+
+#define TRY(call)                                                                                                      \
+    do {                                                                                                               \
+        cublasStatus_t status_ = (call);                                                                               \
+        if (status_ != CUBLAS_STATUS_SUCCESS) {                                                                        \
+            status = fail(status_, #call);                                                                             \
+            goto done;                                                                                                 \
+        }                                                                                                              \
+    } while (0)
+
+static cudaDataType_t data_type(int32_t dtype)
+{
+    switch (dtype) {
+    case ASEN_F16: return CUDA_R_16F;
+    case ASEN_BF16: return CUDA_R_16BF;
+    case ASEN_F64: return CUDA_R_64F;
+    default: return CUDA_R_32F;
+    }
+}
+
+static cublasComputeType_t compute_type(const product *p)
+{
+    if (p->dtype == ASEN_F64)
+        return CUBLAS_COMPUTE_64F;
+    return p->dtype == ASEN_F32 && p->tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
+}
+
+static void plan_free(plan *p)
+{
+    if (p == NULL)
+        return;
+    if (p->operation != NULL)
+        cublasLtMatmulDescDestroy(p->operation);
+    if (p->a != NULL)
+        cublasLtMatrixLayoutDestroy(p->a);
+    if (p->b != NULL)
+        cublasLtMatrixLayoutDestroy(p->b);
+    if (p->y != NULL)
+        cublasLtMatrixLayoutDestroy(p->y);
+    free(p);
+}
+
+/* A batch of dense row-major (rows, columns), read as column-major (columns, rows). */
+static int layout_new(cublasLtMatrixLayout_t *out, const product *p, int64_t rows, int64_t columns)
+{
+    int status = ASEN_OK;
+    int32_t batch = (int32_t)p->batch;
+    int64_t stride = rows * columns;
+    TRY(cublasLtMatrixLayoutCreate(out, data_type(p->dtype), (uint64_t)columns, (uint64_t)rows, columns));
+    if (batch > 1) {
+        TRY(cublasLtMatrixLayoutSetAttribute(*out, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch, sizeof batch));
+        TRY(cublasLtMatrixLayoutSetAttribute(*out, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof stride));
+    }
+done:
+    return status;
+}
+
+static int operation_new(plan *p)
+{
+    int status = ASEN_OK;
+    const product *key = &p->key;
+    cublasOperation_t transpose = CUBLAS_OP_T;
+    cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+    TRY(cublasLtMatmulDescCreate(&p->operation, compute_type(key), key->dtype == ASEN_F64 ? CUDA_R_64F : CUDA_R_32F));
+    /* b stands first: see above */
+    if (key->trans_b)
+        TRY(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSA, &transpose, sizeof transpose));
+    if (key->trans_a)
+        TRY(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSB, &transpose, sizeof transpose));
+    if (key->bias)
+        TRY(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
+done:
+    return status;
+}
+
+static int algorithm_choose(plan *p)
+{
+    int status = ASEN_OK, found = 0;
+    cublasLtMatmulPreference_t preference = NULL;
+    cublasLtMatmulHeuristicResult_t result;
+    static const cublasLtMatmulPreferenceAttributes_t alignments[] = {
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+        CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
+    size_t most = WORKSPACE;
+    uint32_t alignment = (uint32_t)p->key.alignment;
+    TRY(cublasLtMatmulPreferenceCreate(&preference));
+    TRY(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &most, sizeof most));
+    for (int i = 0; i < 4; i++)
+        TRY(cublasLtMatmulPreferenceSetAttribute(preference, alignments[i], &alignment, sizeof alignment));
+    cublasStatus_t answer = cublasLtMatmulAlgoGetHeuristic(handle, p->operation, p->b, p->a, p->y, p->y, preference, 1,
+                                                           &result, &found);
+    if (answer == CUBLAS_STATUS_NOT_SUPPORTED || (answer == CUBLAS_STATUS_SUCCESS && found == 0)) {
+        status = ASEN_DECLINED;
+        goto done;
+    }
+    TRY(answer);
+    p->algorithm = result.algo;
+    p->workspace = result.workspaceSize;
+done:
+    if (preference != NULL)
+        cublasLtMatmulPreferenceDestroy(preference);
+    return status;
+}
+
+/* ASEN_DECLINED: cuBLASLt has no algorithm for it. */
+static int plan_new(const product *key, plan **out)
+{
+    int status = ASEN_OK;
+    *out = NULL;
+    plan *p = calloc(1, sizeof *p);
+    if (p == NULL)
+        return cuda_host.fail(ASEN_ERR_MEMORY, "out of memory");
+    p->key = *key;
+    if (handle == NULL)
+        TRY(cublasLtCreate(&handle));
+    status = operation_new(p);
+    if (status == ASEN_OK)
+        status = key->trans_a ? layout_new(&p->a, key, key->k, key->m) : layout_new(&p->a, key, key->m, key->k);
+    if (status == ASEN_OK)
+        status = key->trans_b ? layout_new(&p->b, key, key->n, key->k) : layout_new(&p->b, key, key->k, key->n);
+    if (status == ASEN_OK)
+        status = layout_new(&p->y, key, key->m, key->n);
+    if (status == ASEN_OK)
+        status = algorithm_choose(p);
+done:
+    if (status != ASEN_OK)
+        plan_free(p);
+    else
+        *out = p;
+    return status;
+}
+
+static void forget(void)
+{
+    for (int i = 0; i < BUCKETS; i++)
+        for (plan *p = plans[i], *after; p != NULL; p = after) {
+            after = p->next;
+            plan_free(p);
+        }
+    memset(plans, 0, sizeof plans);
+    plan_count = 0;
+}
+
+static int plan_get(const product *key, plan **out)
+{
+    uint64_t hash = 1469598103934665603u; /* FNV-1a */
+    for (size_t i = 0; i < sizeof *key; i++)
+        hash = (hash ^ ((const unsigned char *)key)[i]) * 1099511628211u;
+    plan **bucket = &plans[hash % BUCKETS];
+    for (plan *p = *bucket; p != NULL; p = p->next)
+        if (memcmp(&p->key, key, sizeof *key) == 0) {
+            *out = p;
+            return ASEN_OK;
+        }
+    if (plan_count >= MOST_PLANS)
+        forget();
+    int status = plan_new(key, out);
+    if (status != ASEN_OK)
+        return status;
+    (*out)->next = *bucket;
+    *bucket = *out;
+    plan_count++;
+    return ASEN_OK;
+}
+
+void cuda_matmul_forget(void)
+{
+    pthread_mutex_lock(&lock);
+    forget();
+    if (handle != NULL)
+        cublasLtDestroy(handle);
+    handle = NULL;
+    pthread_mutex_unlock(&lock);
+}
+
+/* The largest power of two, 256 at most, that divides all the addresses. */
+static int32_t common_alignment(const void *const *pointer, int count)
+{
+    uintptr_t bits = 256;
+    for (int i = 0; i < count; i++)
+        bits |= (uintptr_t)pointer[i];
+    return (int32_t)(bits & -bits);
+}
+
+/* y = a b (+ bias, by rows); ASEN_DECLINED as plan_new says. */
+static int multiply(const asen_call *call, const product *key, const void *a, const void *b, const void *bias, void *y)
+{
+    plan *p;
+    void *workspace = NULL;
+    const float one = 1, zero = 0;
+    const double one_wide = 1, zero_wide = 0;
+    bool wide = key->dtype == ASEN_F64;
+    pthread_mutex_lock(&lock);
+    int status = plan_get(key, &p);
+    if (status != ASEN_OK)
+        goto done;
+    if (p->workspace > 0)
+        status = cuda_scratch_new(call, p->workspace, &workspace);
+    if (status != ASEN_OK)
+        goto done;
+    if (key->bias)
+        TRY(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
+    TRY(cublasLtMatmul(handle, p->operation, wide ? (const void *)&one_wide : &one, b, p->b, a, p->a,
+                       wide ? (const void *)&zero_wide : &zero, y, p->y, y, p->y, &p->algorithm, workspace, p->workspace,
+                       cuda.stream));
+done:
+    if (workspace != NULL)
+        cuda_scratch_free(call, workspace, p->workspace);
+    pthread_mutex_unlock(&lock);
+    return status;
+}
+
+/* y += bias, by rows, where no algorithm has the addition in it. */
+static int add_bias(const asen_call *call, asen_tensor *y, asen_tensor *bias)
+{
+    asen_tensor *in[] = {y, bias};
+    const asen_call add = {ASEN_OP_add, 2, 1, in, &y, NULL, call->device};
+    return cuda_add(&add);
+}
+
+static int product_run(const asen_call *call, product *key, asen_tensor *bias)
+{
+    asen_tensor *y = call->out[0];
+    const void *pointer[] = {asen_tensor_data(call->in[0]), asen_tensor_data(call->in[1]), asen_tensor_data(y),
+                             bias != NULL ? asen_tensor_data(bias) : NULL};
+    if (key->m == 0 || key->n == 0 || key->batch == 0)
+        return ASEN_OK;
+    int status = ASEN_DECLINED;
+    if (key->k == 0) {
+        const uint64_t zero = 0;
+        size_t size = key->dtype == ASEN_F64 ? 8 : key->dtype == ASEN_F32 ? 4 : 2;
+        CUDA_OK(cuda_fill(NULL, asen_tensor_data(y), &zero, size, key->batch * key->m * key->n));
+        return bias != NULL ? add_bias(call, y, bias) : ASEN_OK;
+    }
+    key->alignment = common_alignment(pointer, 4);
+    key->tf32 = key->dtype == ASEN_F32 && cuda.tf32;
+    key->bias = bias != NULL;
+    status = multiply(call, key, pointer[0], pointer[1], pointer[3], asen_tensor_data(y));
+    if (status != ASEN_DECLINED || bias == NULL)
+        return status;
+    key->bias = 0;
+    CUDA_OK(multiply(call, key, pointer[0], pointer[1], NULL, asen_tensor_data(y)));
+    return add_bias(call, y, bias);
+}
+
+static bool is_float(const asen_tensor *t) { return t->dtype >= ASEN_F16 && t->dtype <= ASEN_F64; }
+
+int cuda_matmul(const asen_call *call)
+{
+    const asen_tensor *a = call->in[0], *y = call->out[0];
+    int last = a->ndim - 1, trans_a = call->attrs->matmul.trans_a != 0;
+    if (!is_float(a))
+        return ASEN_DECLINED;
+    product key = {.m = y->shape[last - 1], .n = y->shape[last], .k = a->shape[last - trans_a],
+                   .batch = a->ndim == 3 ? a->shape[0] : 1, .trans_a = trans_a,
+                   .trans_b = call->attrs->matmul.trans_b != 0, .dtype = (int32_t)a->dtype};
+    return product_run(call, &key, NULL);
+}
+
+/* y (N, M) = x (N, K) w (M, K)^T + bias (M) */
+int cuda_linear(const asen_call *call)
+{
+    const asen_tensor *x = call->in[0], *w = call->in[1];
+    if (!is_float(x))
+        return ASEN_DECLINED;
+    product key = {.m = x->shape[0], .n = w->shape[0], .k = x->shape[1], .batch = 1, .trans_b = 1,
+                   .dtype = (int32_t)x->dtype};
+    return product_run(call, &key, call->n_in > 2 ? call->in[2] : NULL);
+}
