@@ -22,7 +22,7 @@ typedef struct norm_grid {
     bool whole;     /* vectors may be used (channels.cuh) */
 } norm_grid;
 
-/* The blocks of one pass: at most 65535 groups. */
+/* The blocks of one pass. */
 static inline dim3 norm_blocks(const norm_grid *g) { return dim3((unsigned)(g->tiles * g->chunks), (unsigned)g->groups); }
 
 template <typename T> static int norm_grid_make(const asen_tensor *x, int64_t groups, bool whole, norm_grid *out)
@@ -30,7 +30,7 @@ template <typename T> static int norm_grid_make(const asen_tensor *x, int64_t gr
     norm_grid g;
     int64_t C = x->shape[1], rows = x->shape[0] / groups * x->shape[2] * x->shape[3];
     int64_t vectors = ceil_div(C, channels_of<T>::count);
-    if (groups > 65535 || C > INT32_MAX / NORM_THREADS)
+    if (groups > 65535 || groups * C > INT32_MAX / 8)
         return ASEN_DECLINED;
     g.rows = rows;
     g.C = (int)C;
