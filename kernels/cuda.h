@@ -81,6 +81,12 @@ int cuda_optim_step(void *self, const asen_optim_call *call);
 int cuda_unscale(void *self, asen_dtype dtype, int64_t count, void *const *data, const int64_t *length, double factor,
                  bool *finite);
 
+/* cudnn_conv.c */
+void cuda_conv_forget(void); /* frees plans and the cuDNN handle; they are made again when needed */
+/* How many plans to try on real data when a convolution is first met (8 at most), keeping the fastest; 0 or
+ * 1: what the heuristics put first. Timings decide then, so two runs may differ in their last bits. */
+int cuda_conv_set_autotune(int n);
+
 /* int cuda_<op>(const asen_call *) for every row: what is missing does not link. */
 #define OP(name, ...) int cuda_##name(const asen_call *call);
 #define VIEW(name, ...)

@@ -1,0 +1,407 @@
+/* The convolution rows: cuDNN plans, cached by everything they depend on, and our kernels where
+ * cuDNN has none (conv_direct.cu).
+ *
+ * One handle, on the device's stream; one lock around it and the cache, held while a convolution is
+ * queued (some microseconds) or planned (a millisecond or so). Plans know no addresses: what lies
+ * unaligned is copied first, so the same shapes always run the same plan. */
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "conv_direct.h"
+#include "cuda.h"
+#include "cudnn_graph.h"
+
+enum { ALIGNMENT = 16, BUCKETS = 1024, GENERATION = 4096, MAX_AUTOTUNE = 8 };
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static cudnnHandle_t handle;
+static int autotune = 1; /* plans to try on real data; 1: the heuristics' choice as it stands */
+
+/* ---- the cache ---- */
+
+/* What was found for a spec: a plan, or that there is none (plan.plan is NULL). */
+typedef struct entry {
+    struct entry *next;
+    conv_spec spec;
+    conv_plan plan;
+} entry;
+
+/* Two generations: what is used is in the young one; when that is full, the old one goes and the
+ * young one grows old. So at most 2 GENERATION plans are kept, and none that is in use is lost. */
+typedef struct generation {
+    entry *bucket[BUCKETS];
+    int count;
+} generation;
+
+static generation cache[2];
+static int young;
+
+static unsigned hash(const conv_spec *spec)
+{
+    const int64_t *word = (const int64_t *)spec; /* nothing but int64 */
+    uint64_t h = 1469598103934665603u;
+    for (size_t i = 0; i < sizeof *spec / sizeof *word; i++)
+        h = (h ^ (uint64_t)word[i]) * 1099511628211u;
+    return (unsigned)((h ^ h >> 32) % BUCKETS);
+}
+
+static void generation_clear(generation *g)
+{
+    for (int i = 0; i < BUCKETS; i++)
+        while (g->bucket[i] != NULL) {
+            entry *e = g->bucket[i];
+            g->bucket[i] = e->next;
+            conv_plan_free(&e->plan);
+            free(e);
+        }
+    g->count = 0;
+}
+
+/* Takes the entry of a spec out of a generation; NULL where it is not there. */
+static entry *generation_take(generation *g, const conv_spec *spec, unsigned at)
+{
+    for (entry **link = &g->bucket[at]; *link != NULL; link = &(*link)->next)
+        if (memcmp(&(*link)->spec, spec, sizeof *spec) == 0) {
+            entry *found = *link;
+            *link = found->next;
+            g->count--;
+            return found;
+        }
+    return NULL;
+}
+
+/* Puts an entry first in its bucket of the young generation. */
+static int cache_put(entry *e, unsigned at)
+{
+    if (cache[young].count >= GENERATION) {
+        CUDA_TRY(cudaStreamSynchronize(cuda.stream)); /* no queued work uses the plans that go */
+        young = !young;
+        generation_clear(&cache[young]);
+    }
+    e->next = cache[young].bucket[at];
+    cache[young].bucket[at] = e;
+    cache[young].count++;
+    return ASEN_OK;
+}
+
+/* ---- the handle ---- */
+
+static int handle_open(void)
+{
+    if (handle != NULL)
+        return ASEN_OK;
+    cudnnStatus_t status = cudnnCreate(&handle);
+    if (status != CUDNN_STATUS_SUCCESS) {
+        handle = NULL;
+        return conv_fail(status, "cudnnCreate", NULL);
+    }
+    status = cudnnSetStream(handle, cuda.stream);
+    if (status == CUDNN_STATUS_SUCCESS)
+        return ASEN_OK;
+    int code = conv_fail(status, "cudnnSetStream", NULL);
+    cudnnDestroy(handle);
+    handle = NULL;
+    return code;
+}
+
+/* With the lock held. */
+static void forget(void)
+{
+    if (handle == NULL)
+        return;
+    if (cudaStreamSynchronize(cuda.stream) != cudaSuccess)
+        cudaGetLastError(); /* whoever waits next is told */
+    generation_clear(&cache[0]);
+    generation_clear(&cache[1]);
+    cudnnDestroy(handle);
+    handle = NULL;
+}
+
+void cuda_conv_forget(void)
+{
+    pthread_mutex_lock(&lock);
+    forget();
+    pthread_mutex_unlock(&lock);
+}
+
+int cuda_conv_set_autotune(int n)
+{
+    if (n < 0 || n > MAX_AUTOTUNE)
+        return cuda_host.fail(ASEN_ERR_VALUE, "autotune is %d: 0 or 1 (off) to %d plans are wanted", n, MAX_AUTOTUNE);
+    pthread_mutex_lock(&lock);
+    if (autotune != (n < 1 ? 1 : n)) {
+        autotune = n < 1 ? 1 : n;
+        forget();
+    }
+    pthread_mutex_unlock(&lock);
+    return ASEN_OK;
+}
+
+/* ---- operands ---- */
+
+/* What a call reads, aligned for cuDNN: its own memory or a copy. */
+typedef struct operands {
+    const asen_call *call;
+    void *data[CONV_TENSORS];
+    void *copy[CONV_TENSORS];
+    size_t bytes[CONV_TENSORS];
+} operands;
+
+static void operands_free(operands *o)
+{
+    for (int i = 0; i < CONV_TENSORS; i++)
+        if (o->copy[i] != NULL)
+            cuda_scratch_free(o->call, o->copy[i], o->bytes[i]);
+}
+
+static int operand_align(operands *o, int i, const asen_tensor *t)
+{
+    o->data[i] = asen_tensor_data(t);
+    o->bytes[i] = asen_tensor_bytes(t);
+    if ((uintptr_t)o->data[i] % ALIGNMENT == 0)
+        return ASEN_OK;
+    CUDA_OK(cuda_scratch_new(o->call, o->bytes[i], &o->copy[i]));
+    CUDA_TRY(cudaMemcpyAsync(o->copy[i], o->data[i], o->bytes[i], cudaMemcpyDeviceToDevice, cuda.stream));
+    o->data[i] = o->copy[i];
+    return ASEN_OK;
+}
+
+/* A bias of zeros: without one cuDNN would have to compile what follows the convolution. */
+static int operand_zero_bias(operands *o, const conv_spec *spec)
+{
+    size_t size = spec->dtype == ASEN_F64 ? 8 : spec->dtype == ASEN_F32 ? 4 : 2;
+    o->bytes[CONV_BIAS] = (size_t)spec->o * size;
+    CUDA_OK(cuda_scratch_new(o->call, o->bytes[CONV_BIAS], &o->copy[CONV_BIAS]));
+    o->data[CONV_BIAS] = o->copy[CONV_BIAS];
+    CUDA_TRY(cudaMemsetAsync(o->data[CONV_BIAS], 0, o->bytes[CONV_BIAS], cuda.stream));
+    return ASEN_OK;
+}
+
+/* ---- running a plan ---- */
+
+static int run(const operands *o, const conv_spec *spec, const conv_plan *plan)
+{
+    void *workspace = NULL;
+    size_t bytes = (size_t)plan->workspace;
+    if (bytes > 0)
+        CUDA_OK(cuda_scratch_new(o->call, bytes, &workspace));
+    int status = conv_plan_run(handle, spec, plan, o->data, workspace);
+    if (workspace != NULL)
+        cuda_scratch_free(o->call, workspace, bytes);
+    return status;
+}
+
+/* Milliseconds of one run of a plan, after one that loads its kernels. */
+static int time_plan(const operands *o, const conv_spec *spec, const conv_plan *plan, cudaEvent_t event[2], float *out)
+{
+    CUDA_OK(run(o, spec, plan));
+    CUDA_TRY(cudaEventRecord(event[0], cuda.stream));
+    CUDA_OK(run(o, spec, plan));
+    CUDA_TRY(cudaEventRecord(event[1], cuda.stream));
+    CUDA_TRY(cudaEventSynchronize(event[1]));
+    CUDA_TRY(cudaEventElapsedTime(out, event[0], event[1]));
+    return ASEN_OK;
+}
+
+/* The index of the fastest of `count` plans on these very operands. */
+static int fastest(const operands *o, const conv_spec *spec, const conv_plan *plans, int count, int *out)
+{
+    cudaEvent_t event[2] = {NULL, NULL};
+    float best = 0, now = 0;
+    int status = ASEN_OK;
+    *out = 0;
+    for (int i = 0; i < 2 && status == ASEN_OK; i++) {
+        cudaError_t error = cudaEventCreate(&event[i]);
+        status = error == cudaSuccess ? ASEN_OK : cuda_fail(error, "cudaEventCreate");
+    }
+    for (int i = 0; i < count && status == ASEN_OK; i++) {
+        status = time_plan(o, spec, &plans[i], event, &now);
+        if (status == ASEN_OK && (i == 0 || now < best)) {
+            best = now;
+            *out = i;
+        }
+    }
+    for (int i = 0; i < 2; i++)
+        if (event[i] != NULL)
+            cudaEventDestroy(event[i]);
+    return status;
+}
+
+/* Plans a spec: *out holds the plan, or none. */
+static int plan_new(const operands *o, const conv_spec *spec, conv_plan *out)
+{
+    conv_plan plans[MAX_AUTOTUNE];
+    conv_search search;
+    conv_target target = {.handle = handle, .sm = cuda.sm};
+    int found = 0, chosen = 0, status = ASEN_OK;
+    *out = (conv_plan){0};
+    CUDA_OK(conv_plans_find(&target, spec, conv_refused_notes(spec, cuda.sm), autotune, plans, &found, &search));
+    if (found > 1)
+        status = fastest(o, spec, plans, found, &chosen);
+    for (int i = 0; i < found; i++)
+        if (status == ASEN_OK && i == chosen)
+            *out = plans[i];
+        else
+            conv_plan_free(&plans[i]);
+    return status;
+}
+
+/* The entry of a spec, made where there is none, in front of its bucket. */
+static int entry_get(const operands *o, const conv_spec *spec, entry **out)
+{
+    unsigned at = hash(spec);
+    entry *e = generation_take(&cache[young], spec, at);
+    if (e == NULL)
+        e = generation_take(&cache[!young], spec, at);
+    *out = NULL;
+    if (e == NULL) {
+        e = malloc(sizeof *e);
+        if (e == NULL)
+            return cuda_host.fail(ASEN_ERR_MEMORY, "no memory for a convolution plan");
+        e->spec = *spec;
+        int status = plan_new(o, spec, &e->plan);
+        if (status != ASEN_OK) {
+            free(e);
+            return status;
+        }
+    }
+    int status = cache_put(e, at);
+    if (status != ASEN_OK) {
+        conv_plan_free(&e->plan);
+        free(e);
+        return status;
+    }
+    *out = e;
+    return ASEN_OK;
+}
+
+/* ASEN_DECLINED where cuDNN has no plan. */
+static int convolve_planned(const operands *o, const conv_spec *spec)
+{
+    entry *e = NULL;
+    pthread_mutex_lock(&lock);
+    int status = handle_open();
+    if (status == ASEN_OK)
+        status = entry_get(o, spec, &e);
+    if (status == ASEN_OK)
+        status = e->plan.plan == NULL ? ASEN_DECLINED : run(o, spec, &e->plan);
+    pthread_mutex_unlock(&lock);
+    return status;
+}
+
+/* ---- the rows ---- */
+
+static conv_spec without_epilogue(const conv_spec *spec)
+{
+    conv_spec plain = *spec;
+    plain.bias = plain.residual = plain.relu = 0;
+    return plain;
+}
+
+static int no_bfloat16(void)
+{
+    return cuda_host.fail(ASEN_ERR_UNSUPPORTED, "%s (compute capability %d.%d) has no bfloat16 convolutions: 8.0 is the "
+                          "oldest that has; float16 or float32 run here", cuda.name, cuda.sm / 10, cuda.sm % 10);
+}
+
+/* The plain convolution, by cuDNN or by ours. */
+static int convolve_plain(const operands *o, const conv_spec *spec)
+{
+    int status = convolve_planned(o, spec);
+    if (status != ASEN_DECLINED)
+        return status;
+    return spec->dtype == ASEN_BF16 && cuda.sm < 80 ? no_bfloat16() : conv_direct(spec, o->data);
+}
+
+/* Everything of a spec: in one graph, or one after the other. */
+static int convolve(operands *o, const conv_spec *spec)
+{
+    conv_spec plain = without_epilogue(spec), whole = *spec;
+    if (memcmp(&plain, spec, sizeof plain) == 0)
+        return convolve_plain(o, spec);
+    if (!spec->bias) {
+        CUDA_OK(operand_zero_bias(o, spec));
+        whole.bias = 1;
+    }
+    int status = convolve_planned(o, &whole);
+    if (status != ASEN_DECLINED)
+        return status;
+    CUDA_OK(convolve_plain(o, &plain));
+    return conv_epilogue(spec, o->data);
+}
+
+/* Sums over nothing: zeros, and what is added to them. */
+static int convolve_nothing(const operands *o, const conv_spec *spec, const asen_tensor *out)
+{
+    CUDA_TRY(cudaMemsetAsync(asen_tensor_data(out), 0, asen_tensor_bytes(out), cuda.stream));
+    return spec->bias || spec->residual || spec->relu ? conv_epilogue(spec, o->data) : ASEN_OK;
+}
+
+/* t[]: x, w, y, bias, residual; absent ones NULL. One of the first three is out[0] of the call. */
+static int convolution(const asen_call *call, const conv_spec *spec, const asen_tensor *const t[CONV_TENSORS])
+{
+    const asen_tensor *out = call->out[0];
+    operands o = {.call = call};
+    bool empty = false;
+    int status = ASEN_OK;
+    if (!asen_dtype_is_float(out->dtype))
+        return ASEN_DECLINED;
+    if (asen_tensor_count(out) == 0)
+        return ASEN_OK;
+    for (int i = 0; i < CONV_TENSORS && status == ASEN_OK; i++)
+        if (t[i] != NULL) {
+            status = operand_align(&o, i, t[i]);
+            empty |= asen_tensor_count(t[i]) == 0;
+        }
+    if (status == ASEN_OK)
+        status = empty ? convolve_nothing(&o, spec, out) : convolve(&o, spec);
+    operands_free(&o);
+    return status;
+}
+
+static conv_spec spec_of(conv_kind kind, const asen_tensor *const t[CONV_TENSORS], const int64_t stride[2],
+                         const int64_t padding[2], const int64_t dilation[2], int64_t groups)
+{
+    const int64_t *x = t[CONV_X]->shape, *w = t[CONV_W]->shape, *y = t[CONV_Y]->shape;
+    return (conv_spec){.kind = kind, .dtype = t[CONV_X]->dtype, .n = x[0], .c = x[1], .h = x[2], .w = x[3],
+                       .o = y[1], .p = y[2], .q = y[3], .kh = w[2], .kw = w[3],
+                       .stride = {stride[0], stride[1]}, .padding = {padding[0], padding[1]},
+                       .dilation = {dilation[0], dilation[1]}, .groups = groups,
+                       .bias = t[CONV_BIAS] != NULL, .residual = t[CONV_RESIDUAL] != NULL,
+                       .tf32 = cuda.tf32 && t[CONV_X]->dtype == ASEN_F32};
+}
+
+int cuda_conv2d(const asen_call *call)
+{
+    const asen_attrs_conv *a = &call->attrs->conv2d;
+    const asen_tensor *t[CONV_TENSORS] = {call->in[0], call->in[1], call->out[0], cuda_optional(call, 2), NULL};
+    conv_spec spec = spec_of(CONV_FORWARD, t, a->stride, a->padding, a->dilation, a->groups);
+    return convolution(call, &spec, t);
+}
+
+int cuda_conv2d_fused(const asen_call *call)
+{
+    const asen_attrs_conv_fused *a = &call->attrs->conv2d_fused;
+    const asen_tensor *t[CONV_TENSORS] = {call->in[0], call->in[1], call->out[0], cuda_optional(call, 2),
+                                          cuda_optional(call, 3)};
+    conv_spec spec = spec_of(CONV_FORWARD, t, a->stride, a->padding, a->dilation, a->groups);
+    spec.relu = a->relu != 0;
+    return convolution(call, &spec, t);
+}
+
+int cuda_conv2d_grad_input(const asen_call *call)
+{
+    const asen_attrs_conv *a = &call->attrs->conv2d_grad_input;
+    const asen_tensor *t[CONV_TENSORS] = {call->out[0], call->in[1], call->in[0], NULL, NULL};
+    conv_spec spec = spec_of(CONV_GRAD_INPUT, t, a->stride, a->padding, a->dilation, a->groups);
+    return convolution(call, &spec, t);
+}
+
+int cuda_conv2d_grad_weight(const asen_call *call)
+{
+    const asen_attrs_conv *a = &call->attrs->conv2d_grad_weight;
+    const asen_tensor *t[CONV_TENSORS] = {call->in[1], call->out[0], call->in[0], NULL, NULL};
+    conv_spec spec = spec_of(CONV_GRAD_WEIGHT, t, a->stride, a->padding, a->dilation, a->groups);
+    return convolution(call, &spec, t);
+}
