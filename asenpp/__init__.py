@@ -28,7 +28,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "build_model": ("models", "build_model"),
     "load": ("checkpoint", "load"),
     "save": ("checkpoint", "save"),
-    **{name: (name, None) for name in ("checkpoint", "config", "cuda", "data", "engine", "inference", "metrics", "models",
+    **{name: (name, None) for name in ("amp", "checkpoint", "config", "cuda", "data", "engine", "inference", "metrics", "models",
                                        "nn", "optim", "plots", "random", "transforms")},
 }
 

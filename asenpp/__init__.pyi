@@ -1,6 +1,6 @@
 """What `asenpp` offers, for type checkers: __init__.py loads it when it is first used."""
 
-from . import checkpoint as checkpoint, config as config, cuda as cuda, data as data, engine as engine
+from . import amp as amp, checkpoint as checkpoint, config as config, cuda as cuda, data as data, engine as engine
 from . import metrics as metrics, models as models, nn as nn, optim as optim, random as random
 from . import inference as inference, plots as plots, transforms as transforms
 from ._asen import Tensor as Tensor, from_dlpack as from_dlpack, from_numpy as from_numpy

@@ -525,13 +525,13 @@ def local_box(map: _Buffer, global_size: int, threshold: float, height: int, wid
 def global_batch(images: Sequence[_Buffer], slots: Sequence[int], out: _Buffer, mean: tuple[float, float, float],
                  std: tuple[float, float, float], /) -> None:
     """The global transform of uint8 images (height, width, 3): image i goes to out[slots[i]], out being
-    float32 (count, size, size, 3). mean and std are tuples of three.
+    (count, size, size, 3), float32, or uint8 for pixels that are not normalised. mean and std are tuples of three.
     """
 
 def local_batch(images: Sequence[_Buffer], maps: _Buffer, global_size: int, threshold: float, out: _Buffer,
                 mean: tuple[float, float, float], std: tuple[float, float, float], /) -> list[tuple[int, int, int]]:
     """The local transform of uint8 images (height, width, 3) with float32 maps (count, rows, columns),
-    into out, float32 (count, size, size, 3). Returns the squares as a list of (x, y, d).
+    into out, (count, size, size, 3) as for global_batch. Returns the squares as a list of (x, y, d).
     """
 
 # Ops

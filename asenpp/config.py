@@ -104,7 +104,7 @@ CHOICES = {
     "SOLVER.OPTIMIZER_NAME": ("Adam", "AdamW", "SGD"),
     "SOLVER.TYPE": ("StepLR", "CosineAnnealingLR"),
     "SOLVER.OBJECTIVE": ("combined", "anchor"),
-    "SOLVER.AMP": ("off", "tf32", "bf16"),
+    "SOLVER.AMP": ("off", "tf32", "bf16", "fp16"),
 }
 LAYER3_WIDTH = {"resnet18": 256, "resnet34": 256, "resnet50": 1024}
 

@@ -1,15 +1,40 @@
-"""Whether a GPU can be used, and if not, why not."""
+"""Whether a GPU can be used, and if not, why not; which GPU it is and how it computes.
+
+The device "cuda" is the first GPU that CUDA_VISIBLE_DEVICES leaves. Its code is a plugin beside the core
+(docs/cuda.md), loaded when somebody first asks; ASENPP_CUDA_PLUGIN names another one in its place (the
+tests' simulated device).
+"""
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
+import re
+import sys
+from pathlib import Path
 
 from . import _asen
 
-__all__ = ["is_available", "why_not"]
+__all__ = ["is_available", "why_not", "memory_info", "allow_tf32", "synchronize"]
 
 PLUGIN = "_asen_cuda.so"
+# What the plugin needs by name, and the pip package that has it.
+_LIBRARIES = {"libcublasLt.so.13": "nvidia-cublas", "libcudnn.so.9": "nvidia-cudnn-cu13"}
+
+
+def _load_library(name: str) -> None:
+    """Loads a library that the plugin needs: the system's, or that of pip's nvidia packages. Raises OSError."""
+    try:
+        ctypes.CDLL(name)
+        return
+    except OSError as error:
+        reason = str(error)
+    for folder in map(Path, filter(None, sys.path)):
+        for path in sorted(folder.glob(f"nvidia/*/lib/{name}")):
+            ctypes.CDLL(str(path))
+            return
+    raise OSError(f"{name} is not installed (pip install '{_LIBRARIES[name]}'): {reason}")
 
 
 @functools.lru_cache(maxsize=None)
@@ -18,17 +43,49 @@ def why_not() -> str:
 
     Loads the plugin on the first call, so nothing of CUDA is touched before somebody asks.
     """
-    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), PLUGIN)
+    other = os.environ.get("ASENPP_CUDA_PLUGIN")
+    path = other or os.path.join(os.path.dirname(os.path.abspath(__file__)), PLUGIN)
     if not os.path.exists(path):
-        return f"this build has no CUDA plugin (asenpp/{PLUGIN})"
+        return (f"ASENPP_CUDA_PLUGIN names {path}, which is not there" if other else
+                f"this build has no CUDA plugin (asenpp/{PLUGIN}): build it with a CUDA toolkit, see docs/cuda.md")
     try:
+        if not other:
+            for name in _LIBRARIES:
+                _load_library(name)
         _asen.load_plugin(path)
         _asen.memory_stats("cuda")
     except (RuntimeError, ValueError, OSError, MemoryError) as error:
-        return str(error)
+        return re.sub(r"\s+", " ", str(error))
     return ""
 
 
 def is_available() -> bool:
     """Whether tensors and models can be moved to the device "cuda"."""
     return not why_not()
+
+
+def _require() -> None:
+    if why_not():
+        raise RuntimeError(f"CUDA is unavailable: {why_not()}")
+
+
+def memory_info() -> tuple[int, int]:
+    """Bytes of the GPU's memory: free and in all. RuntimeError where CUDA is unavailable."""
+    _require()
+    info = _asen.memory_info("cuda")
+    assert info is not None
+    return info
+
+
+def allow_tf32(on: bool) -> None:
+    """Whether float32 convolutions and matrix products may round their inputs to TF32 (10 bits of mantissa) on
+    GPUs since compute capability 8.0. Off at first. RuntimeError where CUDA is unavailable."""
+    _require()
+    _asen.set_option("cuda", "tf32", int(on))
+
+
+def synchronize() -> None:
+    """Waits until all that was queued on the GPU has run. Raises what went wrong there; RuntimeError where CUDA
+    is unavailable."""
+    _require()
+    _asen.synchronize("cuda")

@@ -15,7 +15,7 @@ import numpy as np
 
 from . import _asen
 
-__all__ = ["GlobalTransform", "LocalTransform", "decode", "decode_bytes", "image_size"]
+__all__ = ["GlobalTransform", "LocalTransform", "decode", "decode_bytes", "image_size", "pixel_table"]
 
 _JPEG = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112
@@ -162,6 +162,15 @@ class _Transform:
         if int(value) < 1:
             raise ValueError(f"{key} must be at least 1, but is {value}")
         return int(value)
+
+
+def pixel_table(cfg: Any) -> np.ndarray:
+    """What each 8-bit value becomes in each channel, (x / 255 - mean) / std: (3, 256) float32, bit for bit as the
+    transforms have it. `cfg` is anything with PIXEL_MEAN and PIXEL_STD under `cfg.INPUT`."""
+    t = _Transform(cfg)
+    value = np.arange(256, dtype=np.float32) / np.float32(255)
+    mean, std = (np.asarray(v, np.float32)[:, None] for v in (t.mean, t.std))
+    return (value - mean) / std
 
 
 class GlobalTransform(_Transform):

@@ -67,11 +67,11 @@ typedef struct {
 
 void asen_image_scale_init(asen_image_scale *scale, const float mean[3], const float std[3]);
 
-/* The global transform: image -> out (size, size, 3). */
-int asen_image_global(const asen_image *in, int64_t size, const asen_image_scale *scale, float *out);
+/* The global transform: image -> out (size, size, 3), float32; without a scale (NULL) 8-bit pixels. */
+int asen_image_global(const asen_image *in, int64_t size, const asen_image_scale *scale, void *out);
 
-/* Step 6 of the local transform: the box of the image (black where it overruns) -> out (size, size, 3). */
+/* Step 6 of the local transform: the box of the image (black where it overruns) -> out as above. */
 int asen_image_local(const asen_image *in, asen_image_box box, int64_t size,
-                     const asen_image_scale *scale, float *out);
+                     const asen_image_scale *scale, void *out);
 
 #endif

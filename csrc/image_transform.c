@@ -23,8 +23,10 @@ static void normalize(const uint8_t *pixels, int64_t count, const asen_image_sca
 }
 
 static int resize_and_normalize(const asen_image *in, int64_t out_height, int64_t out_width,
-                                asen_image_window window, const asen_image_scale *scale, float *out)
+                                asen_image_window window, const asen_image_scale *scale, void *out)
 {
+    if (scale == NULL)
+        return asen_image_resize(in, out_height, out_width, window, out);
     int64_t count = window.height * window.width;
     uint8_t *pixels = malloc((size_t)count * 3);
     if (pixels == NULL)
@@ -52,7 +54,7 @@ static int64_t half_rounded(int64_t v)
     return v % 2 == 0 ? down : down + down % 2;
 }
 
-int asen_image_global(const asen_image *in, int64_t size, const asen_image_scale *scale, float *out)
+int asen_image_global(const asen_image *in, int64_t size, const asen_image_scale *scale, void *out)
 {
     int status = check_size("INPUT.GLOBAL_SIZE", size);
     if (status)
@@ -85,7 +87,7 @@ static int copy_square(const asen_image *in, asen_image_box box, uint8_t **pixel
 }
 
 int asen_image_local(const asen_image *in, asen_image_box box, int64_t size, const asen_image_scale *scale,
-                     float *out)
+                     void *out)
 {
     int status = check_size("INPUT.LOCAL_SIZE", size);
     if (status)

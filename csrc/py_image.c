@@ -82,11 +82,14 @@ fail:
     return -1;
 }
 
-/* The outputs: float32 (count, size, size, 3). */
+/* The outputs: float32 or uint8 (count, size, size, 3). */
 static int take_output(PyObject *object, Py_buffer *view)
 {
-    if (take_buffer(object, 'f', 4, 1, "out", view) < 0)
-        return -1;
+    if (take_buffer(object, 'B', 4, 1, "out", view) < 0) {
+        PyErr_Clear();
+        if (take_buffer(object, 'f', 4, 1, "out", view) < 0)
+            return -1;
+    }
     if (view->shape[1] != view->shape[2] || view->shape[3] != 3) {
         PyErr_Format(PyExc_ValueError, "out must have the shape (count, size, size, 3), but has (%zd, %zd, %zd, %zd)",
                      view->shape[0], view->shape[1], view->shape[2], view->shape[3]);
@@ -238,7 +241,7 @@ static PyObject *local_box(PyObject *module, PyObject *args)
 
 PyDoc_STRVAR(global_batch_doc, "global_batch(images, slots, out, mean, std, /)\n--\n\n"
 "The global transform of uint8 images (height, width, 3): image i goes to out[slots[i]], out being\n"
-"float32 (count, size, size, 3). mean and std are tuples of three.");
+"(count, size, size, 3), float32, or uint8 for pixels that are not normalised. mean and std are tuples of three.");
 
 static PyObject *global_batch(PyObject *module, PyObject *args)
 {
@@ -280,12 +283,12 @@ static PyObject *global_batch(PyObject *module, PyObject *args)
     }
     status = 0;
     Py_BEGIN_ALLOW_THREADS
-    asen_image_scale scale;
+    asen_image_scale scale, *wanted = out.itemsize == 1 ? NULL : &scale;
     asen_image_scale_init(&scale, mean, std);
     int64_t size = out.shape[1];
     for (Py_ssize_t i = 0; i < images.count && status == 0; i++) {
         asen_image in = image_of(&images.views[i]);
-        status = asen_image_global(&in, size, &scale, (float *)out.buf + slots[i] * size * size * 3);
+        status = asen_image_global(&in, size, wanted, (char *)out.buf + slots[i] * size * size * 3 * out.itemsize);
     }
     Py_END_ALLOW_THREADS
     if (status)
@@ -302,7 +305,7 @@ done:
 
 PyDoc_STRVAR(local_batch_doc, "local_batch(images, maps, global_size, threshold, out, mean, std, /)\n--\n\n"
 "The local transform of uint8 images (height, width, 3) with float32 maps (count, rows, columns),\n"
-"into out, float32 (count, size, size, 3). Returns the squares as a list of (x, y, d).");
+"into out, (count, size, size, 3) as for global_batch. Returns the squares as a list of (x, y, d).");
 
 static PyObject *local_batch(PyObject *module, PyObject *args)
 {
@@ -341,7 +344,7 @@ static PyObject *local_batch(PyObject *module, PyObject *args)
     }
     status = 0;
     Py_BEGIN_ALLOW_THREADS
-    asen_image_scale scale;
+    asen_image_scale scale, *wanted = out.itemsize == 1 ? NULL : &scale;
     asen_image_scale_init(&scale, mean, std);
     int64_t size = out.shape[1], map_height = maps.shape[1], map_width = maps.shape[2];
     for (Py_ssize_t i = 0; i < images.count && status == 0; i++) {
@@ -349,7 +352,7 @@ static PyObject *local_batch(PyObject *module, PyObject *args)
         status = asen_map_box((const float *)maps.buf + i * map_height * map_width, map_height, map_width,
                               global_size, threshold, in.height, in.width, &boxes[i]);
         if (status == 0)
-            status = asen_image_local(&in, boxes[i], size, &scale, (float *)out.buf + i * size * size * 3);
+            status = asen_image_local(&in, boxes[i], size, wanted, (char *)out.buf + i * size * size * 3 * out.itemsize);
     }
     Py_END_ALLOW_THREADS
     if (status) {

@@ -375,7 +375,7 @@ def test_opts_is_no_string():
     ("SOLVER: {TYPE: Step}", "SOLVER.TYPE"),
     ("SOLVER: {OBJECTIVE: both}", "SOLVER.OBJECTIVE"),
     ("SOLVER: {OBJECTIVE: anchor}", "MODEL.TYPE ASEN has none"),
-    ("SOLVER: {AMP: fp8}", "SOLVER.AMP is 'fp8': it must be off, tf32 or bf16"),
+    ("SOLVER: {AMP: fp8}", "SOLVER.AMP is 'fp8': it must be off, tf32, bf16 or fp16"),
     ("DATA: {TRAIN_BATCHSIZE: 0}", "DATA.TRAIN_BATCHSIZE is 0"),
     ("DATA: {NUM_WORKERS: -1}", "DATA.NUM_WORKERS is -1: it must be 0 or more"),
     ("DATA: {NUM_ATTRIBUTES: 0}", "DATA.NUM_ATTRIBUTES is 0"),

@@ -15,7 +15,8 @@ import pytest
 Image = pytest.importorskip("PIL.Image")
 
 from asenpp.data.loader import BatchLoader  # noqa: E402
-from asenpp.transforms import GlobalTransform, LocalTransform, decode  # noqa: E402
+from asenpp import _asen  # noqa: E402
+from asenpp.transforms import GlobalTransform, LocalTransform, decode, pixel_table  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 CFG = SimpleNamespace(INPUT=SimpleNamespace(
@@ -102,6 +103,23 @@ def test_local_equals_the_local_transform(paths, workers):
             assert got.shape == (4, 16, 16, 3) and got.flags.c_contiguous
             for i, image_id in enumerate(batch.ids):
                 assert (got[i].transpose(2, 0, 1) == local(paths[image_id], maps[i])).all()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pixels_of_8_bits_become_the_same_bits(paths, expected, workers):
+    """normalize=False gives the pixels as resized; through pixel_table they are what the float32 path gives, whole
+    images and crops, on the core's lookup too."""
+    table, rng = pixel_table(CFG), np.random.default_rng(3)
+    channels = np.arange(3)
+    with BatchLoader([[0, 3, 2], [9, 9]], paths, CFG, workers, keep_images=True, normalize=False) as loader:
+        for batch in loader:
+            assert batch.pixels.dtype == np.uint8
+            assert (table[channels, batch.pixels] == expected[batch.ids]).all()
+            x = _asen.from_numpy(batch.pixels).permute(0, 3, 1, 2)
+            assert (_asen.normalize_pixels(x, _asen.from_numpy(table)).permute(0, 2, 3, 1).numpy() == expected[batch.ids]).all()
+            maps = rng.random((len(batch.ids), 5, 5), dtype=np.float32)
+            crops = LocalTransform(CFG).batch([decode(paths[i]) for i in batch.ids], maps)
+            assert (table[channels, batch.local(maps)] == crops).all()
 
 
 def test_local_says_what_it_needs(paths):

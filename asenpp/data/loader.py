@@ -105,8 +105,8 @@ class _Inline:
 class Batch:
     """One batch.
 
-    ids: the image ids, as given. pixels: float32 (len(ids), S, S, 3), C-contiguous, the global
-    transform of each. images: the decoded images, uint8 (height, width, 3), in the order of ids
+    ids: the image ids, as given. pixels: (len(ids), S, S, 3), C-contiguous, the global transform of
+    each: float32, or uint8 from a loader that does not normalise. images: the decoded images, uint8 (height, width, 3), in the order of ids
     (an image that occurs twice is there twice, as one array); None unless `keep_images`.
     extra: what came with the ids.
     """
@@ -120,7 +120,7 @@ class Batch:
     def local(self, maps, cfg=None) -> np.ndarray:
         """The local transform of every image with its map: (len(ids), rows, columns) float32.
 
-        Returns float32 (len(ids), L, L, 3), C-contiguous, L = INPUT.LOCAL_SIZE of `cfg` (the
+        Returns (len(ids), L, L, 3) of the dtype of `pixels`, C-contiguous, L = INPUT.LOCAL_SIZE of `cfg` (the
         loader's configuration where it is left out). Runs in the loader's threads.
         """
         if self.images is None:
@@ -143,12 +143,12 @@ class _Chunk:
 class _Work:
     """A batch that is being made."""
 
-    def __init__(self, run: "_Run", number: int, ids: list, extra, size: int) -> None:
+    def __init__(self, run: "_Run", number: int, ids: list, extra, size: int, dtype) -> None:
         self.run = run
         self.number = number
         self.ids = ids
         self.extra = extra
-        self.pixels = np.empty((len(ids), size, size, 3), np.float32)
+        self.pixels = np.empty((len(ids), size, size, 3), dtype)
         self.images: list = [None] * len(ids)
         self.slot: dict[int, int] = {}       # image id -> its first place
         self.left = 0                        # chunks not finished
@@ -170,6 +170,7 @@ class BatchLoader:
         included (until the next is asked for); the batch that is due next is made in any case.
     cache_bytes: memory for small decoded images (up to 256 KiB each), kept from epoch to epoch;
         1 GiB or a quarter of the available memory where it is left out, 0 for none.
+    normalize: whether pixels are float32, scaled and normalised; else they are 8-bit, as resized.
 
     An image that occurs several times in a batch is decoded once. A missing or broken file raises
     OSError, naming it, when its batch is reached; the iteration is then over. IndexError: an id
@@ -178,7 +179,7 @@ class BatchLoader:
 
     def __init__(self, batches, paths, transform_cfg, workers: int, prefetch: int = 2,
                  keep_images: bool = False, max_decoded_bytes: int | None = None,
-                 cache_bytes: int | None = None) -> None:
+                 cache_bytes: int | None = None, normalize: bool = True) -> None:
         if workers < 0 or prefetch < 0:
             raise ValueError(f"workers and prefetch must not be negative, but are {workers} and {prefetch}")
         self.batches = batches
@@ -187,6 +188,7 @@ class BatchLoader:
         self.workers = int(workers)
         self.prefetch = int(prefetch) if workers else 0  # without threads nothing is made ahead
         self.keep_images = bool(keep_images)
+        self._dtype = np.float32 if normalize else np.uint8
         available = available_bytes()
         self.max_decoded_bytes = (max(64 << 20, min(DECODED_BYTES, available // 4)) if max_decoded_bytes is None
                                   else int(max_decoded_bytes))
@@ -376,7 +378,7 @@ class BatchLoader:
         count = len(batch.ids)
         if maps.ndim != 3 or len(maps) != count:
             raise ValueError(f"{count} images need maps of shape ({count}, rows, columns), but got {maps.shape}")
-        out = np.empty((count, t.size, t.size, 3), np.float32)
+        out = np.empty((count, t.size, t.size, 3), self._dtype)
 
         step = max(1, -(-count // max(1, 4 * self.workers)))
         pieces = deque(range(0, count, step))
@@ -439,7 +441,7 @@ class _Run:
         if isinstance(item, tuple) and len(item) == 2 and not isinstance(item[0], Integral):
             item, extra = item
         ids = [int(i) for i in item]
-        work = _Work(self, self.drawn, ids, extra, self.loader._transform.global_size)
+        work = _Work(self, self.drawn, ids, extra, self.loader._transform.global_size, self.loader._dtype)
         self.drawn += 1
         self.ahead.append(work)
         self.loader._start(work)

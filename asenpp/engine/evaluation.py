@@ -22,9 +22,10 @@ from ..metrics import classification_report, format_report, mean_average_precisi
 from ..nn import functional as F
 from .errors import EngineError, Interrupted
 from .log import MetricsFile, duration, get_logger, progress
+from .precision import Precision
 from .run import choose_device, make_loader, set_threads
 from .state import RunFolder, read, take_weights, thread_warning
-from .step import as_images, as_map
+from .step import Images, as_map
 from .stop import StopSignals
 
 __all__ = ["evaluate", "Evaluation"]
@@ -39,15 +40,16 @@ class Evaluation:
     Keeps a loader (threads and a cache of images): close it, or use it as a context manager.
     """
 
-    def __init__(self, cfg: Any, split: str, logger: Any) -> None:
+    def __init__(self, cfg: Any, split: str, logger: Any, device: str = "cpu") -> None:
         self.cfg, self.logger, self.split = cfg, logger, split.upper()
+        self.precision, self.images = Precision(cfg, device), Images(cfg, device)
         data = load_eval(cfg, split)
         for warning in check_eval(data):
             logger.warning(warning)
         self.data = _first_queries(data, cfg.EVAL.SUBSET)
         self.wanted = self.data.features()
         check_images(data.dataset, [data.paths[i] for i in self.wanted.images])
-        self.loader = make_loader(cfg, data.paths, keep_images=cfg.MODEL.LOCAL.ENABLE)
+        self.loader = make_loader(cfg, data.paths, device, keep_images=cfg.MODEL.LOCAL.ENABLE)
 
     def feature_bytes(self) -> int:
         """Bytes that the features will take."""
@@ -62,14 +64,14 @@ class Evaluation:
     def __exit__(self, *exception: Any) -> None:
         self.loader.close()
 
-    def run(self, model: Any, device: str = "cpu", stop: StopSignals | None = None) -> dict[str, Any]:
-        """Evaluates `model`, and logs the result. See `evaluate`. Raises Interrupted where `stop` asks."""
+    def run(self, model: Any, stop: StopSignals | None = None) -> dict[str, Any]:
+        """Evaluates `model`, which lies on the device, and logs the result. See `evaluate`. Raises Interrupted where `stop` asks."""
         stop = stop or StopSignals()
         was_training = model.training
         model.eval()
         try:
-            with no_grad():
-                features, classes = self._features(model, device, stop)
+            with no_grad(), self.precision.autocast():
+                features, classes = self._features(model, stop)
         finally:
             model.train(was_training)
         result = self._scores(features, stop)
@@ -80,7 +82,7 @@ class Evaluation:
 
     # -- features -----------------------------------------------------------------------------------
 
-    def _features(self, model: Any, device: str, stop: StopSignals) -> tuple[np.ndarray, np.ndarray | None]:
+    def _features(self, model: Any, stop: StopSignals) -> tuple[np.ndarray, np.ndarray | None]:
         """(pairs, D) float32, and for style models the class predicted for each pair of attribute 0."""
         images, size = self.wanted.images, self.cfg.DATA.TEST_BATCHSIZE
         features = np.empty((len(self.wanted.pairs), self._width()), np.float32)
@@ -91,7 +93,7 @@ class Evaluation:
         try:
             for number, batch in enumerate(progress(batches, len(starts), f"evaluate {self.split}", " batches")):
                 stop.check()
-                self._batch(model, device, batch, features, classes)
+                self._batch(model, batch, features, classes)
                 if number + 1 == _MEASURED < len(starts):
                     left = (time.monotonic() - began) / _MEASURED * (len(starts) - _MEASURED)
                     if left > _LONG:
@@ -101,11 +103,11 @@ class Evaluation:
             batches.close()
         return features, classes
 
-    def _batch(self, model: Any, device: str, batch: Any, features: np.ndarray, classes: np.ndarray | None) -> None:
+    def _batch(self, model: Any, batch: Any, features: np.ndarray, classes: np.ndarray | None) -> None:
         wanted, start, beta = self.wanted, batch.extra, self.cfg.SOLVER.BETA
         begin, end = wanted.first[start], wanted.first[start + len(batch.ids)]
         rows, attributes = wanted.pairs[begin:end, 0] - start, wanted.pairs[begin:end, 1]
-        maps = model.backbone(as_images(batch.pixels, device), "global")
+        maps = model.backbone(self.images(batch.pixels), "global")
         for attribute in np.unique(attributes):
             chosen = np.flatnonzero(attributes == attribute)
             asked = np.full(len(chosen), attribute)
@@ -115,7 +117,7 @@ class Evaluation:
             if model.has_local:
                 some = dataclasses.replace(batch, ids=[batch.ids[r] for r in rows[chosen]],
                                            images=[batch.images[r] for r in rows[chosen]])
-                crops = as_images(some.local(as_map(attention)), device)
+                crops = self.images(some.local(as_map(attention)))
                 local = F.normalize(model.forward_branch("local", crops, asked)[0])
                 feature = _asen.cat([feature * math.sqrt(beta), local * math.sqrt(1 - beta)], dim=1)
             features[begin + chosen] = feature.to(device="cpu").numpy()
@@ -220,9 +222,9 @@ def evaluate(cfg: Any, split: str = "VALID", checkpoint: str | None = None, mode
         if warning:
             logger.warning(warning)
         model.to(device=device)
-    with StopSignals("stopping after this batch") as stop, Evaluation(cfg, split, logger) as evaluation:
+    with StopSignals("stopping after this batch") as stop, Evaluation(cfg, split, logger, device) as evaluation:
         try:
-            result = evaluation.run(model, device, stop)
+            result = evaluation.run(model, stop)
         except Interrupted:
             raise Interrupted("The evaluation was not finished; nothing was changed.") from None
     if state is not None and cfg.NAME:

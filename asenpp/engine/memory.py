@@ -14,6 +14,7 @@ from .errors import EngineError
 
 __all__ = ["available_bytes", "check_training", "gigabytes"]
 
+_WHERE = {"cpu": "main memory, and the limit of the control group", "cuda": "memory of the GPU"}
 _SMALL, _LARGE = 2, 4       # triplets of the two measurements
 _MARGIN = 1.1               # the allocator's size classes, Python, buffers of the system
 
@@ -45,11 +46,12 @@ def check_training(step: Any, cfg: Any, state_bytes: int, device: str = "cpu") -
         each = max(0.0, (large - small) / (_LARGE - _SMALL))
         fixed = max(0.0, small - _SMALL * each)
     each += _pixels(cfg)
-    have = available_bytes() + _asen.memory_stats(device)["cached"]
-    return require(fixed + state_bytes, each, batch, have)
+    info = _asen.memory_info(device)
+    have = (available_bytes() if info is None else info[0]) + _asen.memory_stats(device)["cached"]
+    return require(fixed + state_bytes, each, batch, have, device)
 
 
-def require(fixed: float, each: float, batch: int, have: float) -> int:
+def require(fixed: float, each: float, batch: int, have: float, device: str = "cpu") -> int:
     """Raises EngineError where fixed + each * batch (bytes, with a margin) is more than `have`."""
     need = _MARGIN * (fixed + each * batch)
     if need > have:
@@ -57,8 +59,7 @@ def require(fixed: float, each: float, batch: int, have: float) -> int:
         remedy = (f"set DATA.TRAIN_BATCHSIZE to {fits} or less (--opts DATA.TRAIN_BATCHSIZE {fits})" if fits >= 1
                   else "not even one triplet fits: take a smaller model or smaller images, or a larger machine")
         raise EngineError(f"not enough memory: training with batches of {batch} triplets needs about "
-                          f"{gigabytes(need)}, {gigabytes(have)} are available (main memory, and the limit of the "
-                          f"control group); {remedy}")
+                          f"{gigabytes(need)}, {gigabytes(have)} are available ({_WHERE[device]}); {remedy}")
     return int(need)
 
 

@@ -40,9 +40,11 @@ def seed_everything(seed: int) -> None:
     asen_random.manual_seed(seed)
 
 
-def make_loader(cfg: Any, paths: list[str], keep_images: bool) -> Any:
-    """A BatchLoader with the configuration's transform; its threads stay within the thread budget."""
+def make_loader(cfg: Any, paths: list[str], device: str, keep_images: bool) -> Any:
+    """A BatchLoader with the configuration's transform; its threads stay within the thread budget. For a GPU it
+    makes 8-bit pixels: a quarter of the bytes to move; they are normalised there."""
     from ..data.loader import BatchLoader
 
     workers = min(cfg.DATA.NUM_WORKERS, _asen.get_num_threads())
-    return BatchLoader((), paths, cfg, workers, keep_images=keep_images)
+    return BatchLoader((), paths, cfg, workers, keep_images=keep_images,
+                       normalize=device == "cpu")

@@ -14,20 +14,42 @@ import numpy as np
 
 from .. import _asen
 from .._asen import Tensor
+from ..amp import autocast_dtype
 from ..data.samplers import TripletBatch
 from ..nn import functional as F
+from ..transforms import pixel_table
 from . import losses
 
-__all__ = ["TripletStep", "as_images", "Crops"]
+__all__ = ["TripletStep", "Images", "Crops"]
 
-# Attention maps (N, H, W) float32 -> the crops they point out, float32 (N, L, L, 3).
+# Attention maps (N, H, W) float32 -> the crops they point out, (N, L, L, 3) of the pixels' dtype.
 Crops = Callable[[np.ndarray], np.ndarray]
 
 
-def as_images(pixels: np.ndarray, device: str) -> Tensor:
-    """Pixels (N, S, S, 3) as a tensor (N, 3, S, S) over the same memory (on the CPU)."""
-    images = _asen.from_numpy(pixels).permute(0, 3, 1, 2)
-    return images if device == "cpu" else images.to(device=device)
+class Images:
+    """Pixels (N, S, S, 3) as images (N, 3, S, S) on a device.
+
+    float32 pixels are normalised already; on the CPU the tensor lies over the same memory. uint8 pixels are moved as
+    they are and normalised there, through a table, to the bits that the CPU has; in autocast's dtype.
+    """
+
+    def __init__(self, cfg: Any, device: str) -> None:
+        self.device = device
+        self.pixel_dtype = np.float32 if device == "cpu" else np.uint8
+        self._table = pixel_table(cfg)
+        self._tables: dict[str, Tensor] = {}
+
+    def __call__(self, pixels: np.ndarray) -> Tensor:
+        images = _asen.from_numpy(pixels).permute(0, 3, 1, 2)
+        if self.device != "cpu":
+            images = images.to(device=self.device)
+        return images if images.dtype != "uint8" else _asen.normalize_pixels(images, self._table_of(
+            autocast_dtype() or "float32"))
+
+    def _table_of(self, dtype: str) -> Tensor:
+        if dtype not in self._tables:
+            self._tables[dtype] = _asen.from_numpy(self._table).to(dtype=dtype).to(device=self.device)
+        return self._tables[dtype]
 
 
 def as_map(attention: Tensor) -> np.ndarray:
@@ -42,10 +64,16 @@ class TripletStep:
     """
 
     def __init__(self, model: Any, cfg: Any, device: str) -> None:
-        self.model, self.solver, self.device = model, cfg.SOLVER, device
+        self.model, self.solver = model, cfg.SOLVER
+        self.images = Images(cfg, device)
         self.style = cfg.MODEL.TYPE != "ASEN"
         self.anchor_only = self.style and cfg.SOLVER.OBJECTIVE == "anchor"
         self.local = cfg.MODEL.LOCAL.ENABLE and not self.anchor_only
+
+    @property
+    def pixel_dtype(self) -> Any:
+        """What pixels are made as for this device: see Images."""
+        return self.images.pixel_dtype
 
     def ids(self, triplets: TripletBatch) -> np.ndarray:
         """(3 B,) image ids: anchors, positives, negatives; only the anchors for their objective."""
@@ -56,17 +84,17 @@ class TripletStep:
     def __call__(self, pixels: np.ndarray, triplets: TripletBatch, crops: Crops) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss (0-d, with its history) and its parts by name.
 
-        pixels: (len(ids), S, S, 3) float32.
+        pixels: (len(ids), S, S, 3) of `pixel_dtype`, and the crops too.
         """
         groups = 1 if self.anchor_only else losses.GROUPS
         attributes = np.tile(triplets.attributes, groups)
-        features = self.model.backbone(as_images(pixels, self.device), "global", groups)
+        features = self.model.backbone(self.images(pixels), "global", groups)
         whole, attention = self.model.attend(features, attributes, "global")
         if self.anchor_only:
             return self._classify(whole, features, triplets)
         local = None
         if self.local:
-            parts = as_images(crops(as_map(attention)), self.device)
+            parts = self.images(crops(as_map(attention)))
             local = self.model.forward_branch("local", parts, attributes, groups)[0]
         total, parts = losses.asen(whole, local, self.solver)
         if self.style:

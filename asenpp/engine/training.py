@@ -28,6 +28,7 @@ from . import memory
 from .errors import EngineError, Interrupted
 from .evaluation import Evaluation
 from .log import MetricsFile, get_logger, progress
+from .precision import Precision
 from .run import choose_device, make_loader, seed_everything, set_threads
 from .state import (Position, RunFolder, changed_keys, python_random_state, read, set_python_random_state,
                     take_weights, thread_warning)
@@ -57,7 +58,7 @@ class _Trainer:
         check_images(data.dataset, [data.paths[i] for i in np.unique(data.labels.images)])
         self.sampler = TripletSampler(data.table, cfg.DATA.NUM_TRIPLETS, cfg.DATA.TRAIN_BATCHSIZE,
                                       random.Random(cfg.SEED), usable)
-        self.evaluation = Evaluation(cfg, "VALID", logger)
+        self.evaluation = Evaluation(cfg, "VALID", logger, self.device)
 
         self.position = Position()
         self.sums: dict[str, float] = {}       # of the loss and its parts since the last line of the log
@@ -69,6 +70,7 @@ class _Trainer:
             logger.info(take_weights(self.model, state, resume or "", cfg, whole=self.exact))
         self.model.to(device=self.device)
         self.model.train()
+        self.precision = Precision(cfg, self.device)
         self.step = TripletStep(self.model, cfg, self.device)
         self.optimizer = self._make_optimizer()
         self.schedule = self._make_schedule()
@@ -76,7 +78,7 @@ class _Trainer:
         if self.exact:
             assert state is not None
             self._take_up(state)
-        self.loader = make_loader(cfg, data.paths, keep_images=self.step.local)
+        self.loader = make_loader(cfg, data.paths, self.device, keep_images=self.step.local)
 
     def close(self) -> None:
         self.loader.close()
@@ -103,6 +105,8 @@ class _Trainer:
             if not key.startswith(_FREE):
                 self.logger.warning("%s was %s when the checkpoint was written, and is %s now", key, then, now)
         self.optimizer.load_state_dict(state["optimizer"])
+        if "scaler" in state and self.precision.dtype:
+            self.precision.scaler.load_state_dict(state["scaler"])
         self.schedule.load_state_dict(state["schedule"])
         self.sampler.load_state_dict(state["sampler"])
         asen_random.set_state(state["random"])
@@ -121,6 +125,7 @@ class _Trainer:
             "random": asen_random.get_state(), "python_random": python_random_state(),
             "sums": dict(self.sums), "seed": self.cfg.SEED, "threads": self.threads,
             "metrics_bytes": metrics.size(), "config": self.cfg.to_dict(),
+            **({"scaler": self.precision.scaler.state_dict()} if self.precision.dtype else {}),
         }
 
     # -- memory -------------------------------------------------------------------------------------
@@ -140,9 +145,12 @@ class _Trainer:
         ones = np.zeros(count, np.int64)
         triplets = TripletBatch(ones, ones, ones, ones, ones, np.minimum(ones + 1, 1))
         size, local = self.cfg.INPUT.GLOBAL_SIZE, self.cfg.INPUT.LOCAL_SIZE
-        pixels = np.zeros((len(self.step.ids(triplets)), size, size, 3), np.float32)
+        dtype = self.step.pixel_dtype
+        pixels = np.zeros((len(self.step.ids(triplets)), size, size, 3), dtype)
         try:
-            self.step(pixels, triplets, lambda maps: np.zeros((len(maps), local, local, 3), np.float32))[0].backward()
+            with self.precision.autocast():
+                loss = self.step(pixels, triplets, lambda maps: np.zeros((len(maps), local, local, 3), dtype))[0]
+            loss.backward()
         finally:
             self.optimizer.zero_grad()
             for buffer, values in zip(self.model.buffers(), before):
@@ -187,26 +195,30 @@ class _Trainer:
 
     def _train(self, batch: Any, number: int, metrics: MetricsFile) -> None:
         """One step: forward, backward, and with complete gradients the optimizer."""
-        loss, parts = self.step(batch.pixels, batch.extra, batch.local)
+        with self.precision.autocast():
+            loss, parts = self.step(batch.pixels, batch.extra, batch.local)
+        done = self.precision.step(loss, self.optimizer)
+        # Read only now: on a GPU this waits, and all of the step was queued before.
         values = {"loss": loss.item(), **{name: part.item() for name, part in parts.items()}}
-        if not math.isfinite(values["loss"]):
+        if done and not math.isfinite(values["loss"]):
             raise EngineError(
                 f"the loss is {values['loss']} in epoch {self.position.epoch + 1}, iteration {number} "
                 f"({', '.join(f'{k} {v:.4g}' for k, v in values.items() if k != 'loss')}); nothing was saved over the "
                 f"last checkpoint. A smaller SOLVER.BASE_LR may help")
-        self.optimizer.zero_grad()
-        loss.backward()
-        # Here the gradients are complete: the place for whatever several machines exchange.
-        self.optimizer.step()
-        self.position = self.position._replace(batch=number + 1, step=self.position.step + 1)
-        for name, value in {**values, "count": 1.0}.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.position = self.position._replace(batch=number + 1, step=self.position.step + done)
+        if done:
+            for name, value in {**values, "count": 1.0}.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
         if number % self.cfg.SOLVER.LOG_PERIOD == 0:
             self._log(number, metrics)
 
     def _log(self, number: int, metrics: MetricsFile) -> None:
         """Means since the last line, and learning rates."""
-        count = self.sums.pop("count")
+        count = self.sums.pop("count", 0.0)
+        if not count:       # all steps since then were left out
+            self.logger.warning("Epoch %d iteration %d: %d steps left out so far, their gradients were not finite",
+                                self.position.epoch + 1, number, self.precision.scaler.skipped)
+            return
         means = {name: value / count for name, value in self.sums.items()}
         self.sums = {}
         rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -215,13 +227,15 @@ class _Trainer:
         self.logger.info("Epoch %d/%d iteration %d/%d: loss %.4f (%s), learning rate %s", epoch,
                          self.cfg.SOLVER.EPOCHS, number, len(self.sampler), means["loss"], parts,
                          ", ".join(f"{rate:.3g}" for rate in rates))
+        scaler = self.precision.scaler
+        more = {"skipped": scaler.skipped, "scale": scaler.get_scale()} if self.precision.dtype else {}
         metrics.write(event="train", epoch=epoch, iteration=number, step=self.position.step, loss=means.pop("loss"),
-                      parts=means, lr=rates)
+                      parts=means, lr=rates, **more)
 
     def _evaluate(self, metrics: MetricsFile) -> bool:
         """Evaluates on VALID; True where it is the best so far."""
         try:
-            result = self.evaluation.run(self.model, self.device, self.stop)
+            result = self.evaluation.run(self.model, self.stop)
         except Interrupted:
             self.folder.save(self._state(metrics), False)
             raise

@@ -17,7 +17,7 @@ from ..data.index import DataError
 from ..engine.errors import EngineError
 from ..engine.run import choose_device, set_threads
 from ..engine.state import read, take_weights
-from ..engine.step import as_images
+from ..engine.step import Images
 from ..models import build_model
 from ..transforms import GlobalTransform, decode
 
@@ -60,6 +60,7 @@ class StyleClassifier:
         self._model.to(device=self._device)
         self._model.eval()
         self._checkpoint, self._batch = path, cfg.DATA.TEST_BATCHSIZE
+        self._images = Images(cfg, self._device)
         self._transform = GlobalTransform(cfg)
         self._transform.exif = True
 
@@ -118,7 +119,7 @@ class StyleClassifier:
     def _probabilities(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
         with no_grad():
             attributes = np.full(len(prepared), ATTRIBUTE)
-            logits = self._model.forward_style(as_images(np.stack(prepared), self._device), attributes)[2]
+            logits = self._model.forward_style(self._images(np.stack(prepared)), attributes)[2]
             rows = self._model.probabilities(logits).to(device="cpu").numpy()
         if not np.isfinite(rows).all():
             raise EngineError(f"{self._checkpoint}: the result is not finite: the weights are spoilt (NaN or "

@@ -6,6 +6,7 @@ from typing import Any
 
 from .. import _asen, nn
 from .._asen import Tensor
+from ..amp import raised
 from ..nn import functional as F
 
 __all__ = ["AttributeEmbedding", "AttributeAttention"]
@@ -50,7 +51,7 @@ class AttributeAttention(nn.Module):
     def forward(self, x: Tensor, a: Tensor) -> tuple[Tensor, Tensor | None]:
         attention_map = None
         if self.spatial:
-            v, attention_map = F.spatial_attention(x, self.conv(x), F.tanh(self.attr_transform1(a)))
+            v, attention_map = F.spatial_attention(x, raised(self.conv(x)), F.tanh(self.attr_transform1(a)))
         else:
             v = x.mean(dims=(2, 3))
         if self.channel:

@@ -9,6 +9,7 @@ import math
 
 from .. import nn
 from .._asen import Tensor
+from ..amp import raised
 from ..nn import init
 from ..nn.fold import conv_bn
 
@@ -111,7 +112,7 @@ class ResNet(nn.Module):
         for stage in (self.layer1, self.layer2, self.layer3):
             for block in stage:
                 x = block(x, groups)
-        return x
+        return raised(x)
 
     def layer4_average(self, features: Tensor, groups: int = 1) -> Tensor:
         """Global average of layer4 over a feature map of layer3: (N, LAYER4_WIDTH)."""
@@ -119,7 +120,7 @@ class ResNet(nn.Module):
             raise ValueError("this backbone was made without layer4")
         for block in self.layer4:
             features = block(features, groups)
-        return features.mean(dims=(2, 3))
+        return raised(features).mean(dims=(2, 3))
 
 
 _KINDS = {"resnet18": (BasicBlock, (2, 2, 2, 2)), "resnet34": (BasicBlock, (3, 4, 6, 3)),

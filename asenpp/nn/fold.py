@@ -2,13 +2,15 @@
 
 In evaluation batch norm is y = (z - mean) * s + b with s = weight / sqrt(var + eps), z = conv(x, w):
 so y = conv(x, w * s) + (b - mean * s), which the core computes together with residual and ReLU.
-The folded weights are made once and kept until any weight changes (parameter.generation()).
+The folded weights are made once, in the dtype of amp.autocast, and kept until any weight changes
+(parameter.generation()).
 """
 
 from __future__ import annotations
 
 from .. import _asen
 from .._asen import Tensor
+from ..amp import autocast_dtype, lowered
 from .modules import BatchNorm2d, Conv2d
 from .parameter import generation
 
@@ -25,17 +27,19 @@ def conv_bn(conv: Conv2d, bn: BatchNorm2d, x: Tensor, relu: bool = False, residu
         bn.__dict__.pop("_folded", None)
         return bn(conv(x), residual, relu, groups)
     weight, bias = _folded(conv, bn)
+    x, residual = lowered(x, residual)
     return _asen.conv2d_fused(x, weight, bias, residual, stride=conv.stride, padding=conv.padding,
                               dilation=conv.dilation, groups=conv.groups, relu=relu)
 
 
 def _folded(conv: Conv2d, bn: BatchNorm2d) -> tuple[Tensor, Tensor]:
-    made, result = bn.__dict__.get("_folded", (-1, None))
-    if made != generation():
+    key = generation(), autocast_dtype()
+    made, result = bn.__dict__.get("_folded", (None, None))
+    if made != key:
         scale = bn.weight / (bn.running_var + bn.eps).sqrt()
         shift = bn.bias - bn.running_mean * scale
         if conv.bias is not None:
             shift = shift + conv.bias * scale
-        result = (conv.weight * scale.reshape(-1, 1, 1, 1)).contiguous(), shift
-        bn.__dict__["_folded"] = generation(), result
+        result = lowered((conv.weight * scale.reshape(-1, 1, 1, 1)).contiguous(), shift)
+        bn.__dict__["_folded"] = key, result
     return result

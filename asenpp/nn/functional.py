@@ -1,7 +1,7 @@
 """Functions of tensors under PyTorch's names; all arithmetic is done by the ops of the C core.
 
-Shapes: N batch, C channels, H height, W width. Floating tensors are float32 or float64; class and
-row numbers are int64.
+Shapes: N batch, C channels, H height, W width. Floating tensors are float32 or float64, on a GPU also float16
+and bfloat16; class and row numbers are int64.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import _asen
 from .._asen import Tensor
+from ..amp import lowered
 from ..random import dropout_seed
 
 __all__ = ["conv2d", "batch_norm", "relu", "tanh", "sigmoid", "softmax", "log_softmax", "max_pool2d",
@@ -39,7 +40,11 @@ def indices(values: Any, like: Tensor | None = None) -> Tensor:
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
            dilation: Any = 1, groups: int = 1) -> Tensor:
-    """2-D cross-correlation of x (N, C, H, W) with weight (O, C/groups, KH, KW), plus bias (O)."""
+    """2-D cross-correlation of x (N, C, H, W) with weight (O, C/groups, KH, KW), plus bias (O).
+
+    In the dtype of amp.autocast, where that is on.
+    """
+    x, weight, bias = lowered(x, weight, bias)
     return _asen.conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
 
 
