@@ -29,7 +29,7 @@ template <typename T> __device__ __forceinline__ T row_norm(T squares, T eps)
 
 /* a, b: (N, D); y, norm_a, norm_b: (N). Bytes: |a| + |b|. */
 template <typename T>
-__global__ void __launch_bounds__(ROW_THREADS, 6)
+__global__ void __launch_bounds__(ROW_THREADS)
     cosine_similarity_kernel(const T *__restrict__ a, const T *__restrict__ b, row_shape s, T eps, T *__restrict__ y,
                              T *__restrict__ norm_a, T *__restrict__ norm_b)
 {
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(ROW_THREADS, 6)
 /* dy, y, norm_a, norm_b: (N); a, b, da, db: (N, D). da = dy (b / (|a| |b|) - y a / |a|^2), the second
  * term only where |a| is not clamped. Bytes: 2 (|a| + |b|). */
 template <typename T>
-__global__ void __launch_bounds__(ROW_THREADS, 6)
+__global__ void __launch_bounds__(ROW_THREADS)
     cosine_similarity_grad_kernel(const T *__restrict__ dy, const T *__restrict__ a, const T *__restrict__ b, const T *__restrict__ y,
                                   const T *__restrict__ norm_a, const T *__restrict__ norm_b, row_shape s, T eps, T *__restrict__ da,
                                   T *__restrict__ db)
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(ROW_THREADS, 6)
 
 /* x, y: (N, D); norm: (N). Bytes: 2 |x|. */
 template <typename T>
-__global__ void __launch_bounds__(ROW_THREADS, 6)
+__global__ void __launch_bounds__(ROW_THREADS)
     normalize_kernel(const T *__restrict__ x, row_shape s, T eps, T *__restrict__ y, T *__restrict__ norm)
 {
     enum { V = channels_of<T>::count };
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(ROW_THREADS, 6)
 /* dy, y, dx: (N, D); norm: (N). dx = (dy - y (y.dy)) / norm, dy / norm where that was clamped.
  * Bytes: 3 |x|. */
 template <typename T>
-__global__ void __launch_bounds__(ROW_THREADS, 6)
+__global__ void __launch_bounds__(ROW_THREADS)
     normalize_grad_kernel(const T *__restrict__ dy, const T *__restrict__ y, const T *__restrict__ norm, row_shape s, T eps,
                           T *__restrict__ dx)
 {
@@ -127,6 +127,7 @@ __global__ void __launch_bounds__(ROW_THREADS, 6)
         channel_vector<T> slope, v;
         T length = norm[n], along = 0;
         if (!(length <= eps))
+#pragma unroll 2
             for (int d = (threadIdx.x % 32) * V; d < s.D; d += 32 * V) {
                 channels_load<T>(slope, dy + n * s.D + d, s.D - d, s.whole);
                 channels_load<T>(v, y + n * s.D + d, s.D - d, s.whole);
@@ -135,6 +136,7 @@ __global__ void __launch_bounds__(ROW_THREADS, 6)
                     along += slope.item[i] * v.item[i];
             }
         along = warp_sum(along);
+#pragma unroll 2
         for (int d = (threadIdx.x % 32) * V; d < s.D; d += 32 * V) {
             channels_load<T>(slope, dy + n * s.D + d, s.D - d, s.whole);
             channels_load<T>(v, y + n * s.D + d, s.D - d, s.whole);
