@@ -178,25 +178,6 @@ template <int FAMILY> int apply(const asen_call *call, double min, double max)
 
 /* ---- integers: wrapping around in 64 bits; division rounds down, as Python's // ---- */
 
-__device__ __forceinline__ int64_t load_integer(const void *p, int dtype, int64_t i)
-{
-    switch (dtype) {
-    case ASEN_I32: return static_cast<const int32_t *>(p)[i];
-    case ASEN_I64: return static_cast<const int64_t *>(p)[i];
-    default: return static_cast<const uint8_t *>(p)[i];
-    }
-}
-
-__device__ __forceinline__ void store_integer(void *p, int dtype, int64_t i, int64_t value)
-{
-    switch (dtype) {
-    case ASEN_BOOL: static_cast<uint8_t *>(p)[i] = value != 0; break;
-    case ASEN_U8: static_cast<uint8_t *>(p)[i] = (uint8_t)value; break;
-    case ASEN_I32: static_cast<int32_t *>(p)[i] = (int32_t)(uint32_t)value; break;
-    default: static_cast<int64_t *>(p)[i] = value;
-    }
-}
-
 __device__ __forceinline__ int64_t divide_integer(int64_t a, int64_t b, cuda_fault *fault)
 {
     if (b == 0) {

@@ -1,4 +1,4 @@
-/* Where elements lie: walks over strided tensors, and moving 16 bytes at once.
+/* Where elements lie: walks over strided tensors, and moving 16 bytes at once; elements of integer dtypes.
  *
  * A `space` (host) is what a kernel iterates over: the dims of a dense tensor in memory order,
  * outermost first, with the strides of up to three operands. Collapsing it drops dims of size 1 and
@@ -241,6 +241,26 @@ template <typename T, int V> __device__ __forceinline__ void store_vector(T *p, 
     for (int e = 0; e < V; e++)
         y.item[e] = narrow<T>(v[e]);
     *reinterpret_cast<vector_of<T, V> *>(p) = y;
+}
+
+/* Elements of bool, uint8, int32 and int64 as int64; storing wraps around, bool is x != 0. */
+__device__ __forceinline__ int64_t load_integer(const void *p, int dtype, int64_t i)
+{
+    switch (dtype) {
+    case ASEN_I32: return static_cast<const int32_t *>(p)[i];
+    case ASEN_I64: return static_cast<const int64_t *>(p)[i];
+    default: return static_cast<const uint8_t *>(p)[i];
+    }
+}
+
+__device__ __forceinline__ void store_integer(void *p, int dtype, int64_t i, int64_t value)
+{
+    switch (dtype) {
+    case ASEN_BOOL: static_cast<uint8_t *>(p)[i] = value != 0; break;
+    case ASEN_U8: static_cast<uint8_t *>(p)[i] = (uint8_t)value; break;
+    case ASEN_I32: static_cast<int32_t *>(p)[i] = (int32_t)(uint32_t)value; break;
+    default: static_cast<int64_t *>(p)[i] = value;
+    }
 }
 
 #endif

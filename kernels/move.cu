@@ -17,9 +17,8 @@ struct alignas(16) unit16 {
 };
 
 /* Runs the statement with U being an unsigned type of `bytes` bytes. */
-#define UNIT_SWITCH(bytes, U, ...)                                                                                     \
+#define ELEMENT_SWITCH(bytes, U, ...)                                                                                  \
     switch (bytes) {                                                                                                   \
-    case 16: { typedef unit16 U; __VA_ARGS__ } break;                                                                  \
     case 8: { typedef uint64_t U; __VA_ARGS__ } break;                                                                 \
     case 4: { typedef uint32_t U; __VA_ARGS__ } break;                                                                 \
     case 2: { typedef uint16_t U; __VA_ARGS__ } break;                                                                 \
@@ -56,6 +55,13 @@ int widen_units(space *s, const void *x, const void *y, int bytes)
     return bytes;
 }
 
+template <typename U> int launch_move(const space *s, const char *x, char *y)
+{
+    int64_t count = space_count(s);
+    return ASEN_LAUNCH(move_kernel<U>, grid_for(count, BLOCK), BLOCK, 0, reinterpret_cast<const U *>(x),
+                       reinterpret_cast<U *>(y), count, walk_over<2>(s, 1));
+}
+
 /* x (operand 0) to y (operand 1); the space is collapsed, of elements of `bytes` bytes. */
 int move(space *s, const char *x, char *y, int bytes)
 {
@@ -71,11 +77,9 @@ int move(space *s, const char *x, char *y, int bytes)
         return move(s, x, y, bytes);
     }
     int unit = widen_units(s, x, y, bytes);
-    int64_t count = space_count(s);
-    UNIT_SWITCH(unit, U, {
-        return ASEN_LAUNCH(move_kernel<U>, grid_for(count, BLOCK), BLOCK, 0, reinterpret_cast<const U *>(x),
-                           reinterpret_cast<U *>(y), count, walk_over<2>(s, 1));
-    })
+    if (unit == 16)
+        return launch_move<unit16>(s, x, y);
+    ELEMENT_SWITCH(unit, U, { return launch_move<U>(s, x, y); })
     return ASEN_OK;
 }
 
@@ -135,7 +139,7 @@ int transpose(space s, int q, const void *x, void *y, int bytes)
     t.tiles_q = ceil_div(t.size_q, TILE);
     t.tiles = space_count(&s) * t.tiles_p * t.tiles_q;
     t.rest = walk_over<2>(&s, 1);
-    UNIT_SWITCH(bytes, U, {
+    ELEMENT_SWITCH(bytes, U, {
         return ASEN_LAUNCH(transpose_kernel<U>, grid_for(t.tiles, 1), BLOCK, 0, static_cast<const U *>(x),
                            static_cast<U *>(y), t);
     })
@@ -263,25 +267,25 @@ int convert_any(space *s, const char *x, asen_dtype from, char *y, asen_dtype to
 
 /* ---- filling ---- */
 
-/* target (bytes): the 16-byte pattern over and over. Its period is the element's size, which divides both 16
- * and the target's address, so the unaligned ends (head and tail, below 16 bytes each) start the pattern anew. */
-__global__ void __launch_bounds__(BLOCK) fill_kernel(uint8_t *target, int64_t bytes, unit16 pattern)
+/* target (bytes): the 8-byte pattern over and over. Its period is the element's size, which divides both 8 and
+ * the target's address, so the unaligned ends (head and tail, below 16 bytes each) start the pattern anew. */
+__global__ void __launch_bounds__(BLOCK) fill_kernel(uint8_t *target, int64_t bytes, uint64_t pattern)
 {
     int64_t head = (16 - (int64_t)((uintptr_t)target % 16)) % 16, step = (int64_t)gridDim.x * BLOCK;
     head = head < bytes ? head : bytes;
     int64_t units = (bytes - head) / 16, tail = bytes - head - units * 16;
     int64_t first = (int64_t)blockIdx.x * BLOCK + threadIdx.x;
-    uint8_t byte = (uint8_t)(pattern.part[first / 8 % 2] >> first % 8 * 8);
+    uint8_t byte = (uint8_t)(pattern >> first % 8 * 8);
     unit16 *whole = reinterpret_cast<unit16 *>(target + head);
     for (int64_t i = first; i < units; i += step)
-        whole[i] = pattern;
+        whole[i] = unit16{{pattern, pattern}};
     if (first < head)
         target[first] = byte;
     if (first < tail)
         target[head + units * 16 + first] = byte;
 }
 
-int fill(void *target, int64_t bytes, unit16 pattern)
+int fill(void *target, int64_t bytes, uint64_t pattern)
 {
     if (bytes == 0)
         return ASEN_OK;
@@ -298,7 +302,7 @@ int cuda_fill(void *self, void *target, const void *value, size_t size, int64_t 
     uint64_t word = 0;
     for (size_t i = 0; i < 8; i++)
         word |= (uint64_t) static_cast<const uint8_t *>(value)[i % size] << 8 * i;
-    return fill(target, (int64_t)size * count, unit16{{word, word}});
+    return fill(target, (int64_t)size * count, word);
 }
 
 int cuda_write_strided(void *self, const asen_tensor *target, const asen_tensor *source)
@@ -358,7 +362,7 @@ int cuda_slice_grad(const asen_call *call)
     const asen_list *begin = &call->attrs->slice_grad.start, *step = &call->attrs->slice_grad.step;
     int64_t stride[ASEN_MAX_DIMS], offset = 0, bytes = (int64_t)asen_dtype_size(dx->dtype);
     if (element_count(dy) != element_count(dx))
-        CUDA_OK(fill(output<char>(call, 0), element_count(dx) * bytes, unit16{{0, 0}}));
+        CUDA_OK(fill(output<char>(call, 0), element_count(dx) * bytes, 0));
     if (element_count(dy) == 0)
         return ASEN_OK;
     dense_strides(dx->ndim, dx->shape, stride);
