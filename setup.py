@@ -1,4 +1,4 @@
-"""Builds `asenpp._asen`, the C core.
+"""Builds `asenpp._asen`, the C core, and the CUDA plugin.
 
 What is particular here: every C file of csrc/ belongs to the module, flags depend on a file's
 concern, oneDNN comes from pip packages and its shared library is copied into the package, and a
@@ -8,8 +8,10 @@ Objects are kept under a digest of all that went into them (text of the source a
 flags, versions; no paths and no times). So a build after any change is right, and one in pip's
 isolated environment, whose folder has a new name each time, compiles no more than another.
 
-Environment: CC, ASENPP_CFLAGS (added when compiling and linking), ASENPP_ONEDNN (0: build without,
-1: end where it is not found).
+Where a CUDA toolkit is found (kernels/toolkit.py), the plugin `asenpp/_asen_cuda.so` is built too.
+
+Environment: CC, ASENPP_CFLAGS (added when compiling and linking), ASENPP_ONEDNN and ASENPP_CUDA (0: build
+without, 1: end where it is not found), ASENPP_CUDA_ARCH ("90": the GPUs to compile for; default all).
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,12 +43,16 @@ FLAGS = {
     "cpu_onednn": ["-std=gnu11", "-fopenmp"],
     "": ["-std=c11", "-ffp-contract=off"],
 }
+CUDA_FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-unused-parameter"]
+CUDA_ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
+CUDA_PTX = ["90", "120"]  # for GPUs that come later
 SYSTEM = [  # header, flag that links it, Debian and Ubuntu package
     ("Python.h", "", "python3-dev"),
     ("omp.h", "-fopenmp", "libomp-dev"),  # GCC brings its own
     ("yaml.h", "-lyaml", "libyaml-dev"),
     ("jpeglib.h", "-ljpeg", "libjpeg-dev"),
 ]
+PLUGIN = "_asen_cuda.so"
 ONEDNN = ("onednn-devel-cpu-gomp", "onednn-cpu-gomp")  # headers, library
 
 
@@ -122,6 +129,11 @@ class BuildExt(build_ext):
         """In-place builds: the bundled libraries go beside the module."""
         super().copy_extensions_to_source()
         self.copy_bundle(ROOT / "asenpp" / "_libs")
+        built, target = Path(self.build_lib, "asenpp", PLUGIN), ROOT / "asenpp" / PLUGIN
+        if built.exists():
+            replace(built, target)
+        else:
+            target.unlink(missing_ok=True)
 
     def copy_bundle(self, folder: Path) -> None:
         for old in folder.glob("*"):
@@ -157,48 +169,115 @@ class BuildExt(build_ext):
             link += [str(output.parent / "_libs" / "libdnnl.so.3"), "-Wl,-rpath,$ORIGIN/_libs"]
         link += [*(flag for _, flag, _ in SYSTEM if flag), "-lm", "-ldl", "-lpthread"]
         self.spawn(link)
+        self.build_plugin(output.parent / PLUGIN)
 
-    def object_folder(self) -> Path:
+    def object_folder(self, name: str) -> Path:
         """Where objects are kept: `build_temp`, but for editable builds, where that is thrown away."""
-        if not self.editable_mode:
-            return Path(self.build_temp, "csrc")
-        return ROOT / "build" / f"temp.{self.plat_name}-{sys.implementation.cache_tag}" / "csrc"
+        folder = Path(self.build_temp, name)
+        if self.editable_mode:
+            folder = ROOT / "build" / f"temp.{self.plat_name}-{sys.implementation.cache_tag}" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder.resolve()
 
     def compile(self, compiler: list[str], flags: list[str], include: list[str],
                 versions: list[str]) -> list[str]:
-        """The objects of csrc/*.c, compiled as far as they are not there already."""
-        folder = self.object_folder().resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        common = hashlib.sha256(repr((compiler, flags, versions)).encode())
-        for pattern in ("*.h", "*.def", "*.inc"):
-            for header in sorted((ROOT / "csrc").glob(pattern)):
-                common.update(header.name.encode() + b"\0" + header.read_bytes() + b"\0")
+        """The objects of csrc/*.c."""
+        common = digest_of(compiler, flags, versions, headers_of("csrc"))
 
-        def compile_one(source: Path) -> str:
+        def command(source: Path) -> list[str]:
             own = next(f for prefix, f in FLAGS.items() if source.name.startswith(prefix))
-            digest = common.copy()
-            digest.update(repr((COMMON, own)).encode() + source.read_bytes())
-            target = folder / f"{source.stem}-{digest.hexdigest()[:20]}.o"
-            if target.exists():
-                return str(target)
-            partial = target.with_suffix(f".{os.getpid()}.o")
-            # Relative paths, so that no folder of this machine gets into the module.
-            command = [*compiler, *COMMON, *own, *flags, "-Icsrc", *include,
-                       "-c", f"csrc/{source.name}", "-o", str(partial)]
-            done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-            sys.stderr.write(done.stderr)
-            if done.returncode:
-                partial.unlink(missing_ok=True)
-                raise SystemExit(f"asenpp: {source.name} does not compile")
-            os.replace(partial, target)
-            return str(target)
+            return [*compiler, *COMMON, *own, *flags, "-Icsrc", *include]
 
-        jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
-        with ThreadPoolExecutor(jobs) as pool:
-            objects = list(pool.map(compile_one, sorted((ROOT / "csrc").glob("*.c"))))
-        for old in {str(f) for f in folder.glob("*.o")} - set(objects):
-            Path(old).unlink(missing_ok=True)
-        return objects
+        return compile_all(sorted((ROOT / "csrc").glob("*.c")), command, common, self.object_folder("csrc"))
+
+    def build_plugin(self, output: Path) -> None:
+        """asenpp/_asen_cuda.so from kernels/, where a CUDA toolkit is found; one line where not."""
+        wish = os.environ.get("ASENPP_CUDA")
+        output.unlink(missing_ok=True)
+        if wish == "0":
+            return
+        sys.path.insert(0, str(ROOT / "kernels"))
+        import toolkit
+        sys.path.remove(str(ROOT / "kernels"))
+        try:
+            tools = toolkit.find()
+        except toolkit.ToolkitError as error:
+            if wish == "1":
+                sys.exit(f"asenpp: no CUDA plugin: {error}")
+            print(f"asenpp: building without the CUDA plugin: {error}", file=sys.stderr)
+            return
+        compiler = (os.environ.get("CC") or "cc").split()
+        extra = os.environ.get("ASENPP_CFLAGS", "").split()
+        include = [flag for folder in tools.include for flag in ("-isystem", str(folder))]
+        device = [*CUDA_FLAGS, *gencode(os.environ.get("ASENPP_CUDA_ARCH"))]
+        if extra:
+            device += ["-Xcompiler", ",".join(extra), *(["-Werror", "all-warnings"] if "-Werror" in extra else [])]
+        common = digest_of(compiler, extra, device, tools.version,
+                           *(toolkit_version(folder) for folder in tools.include), headers_of("csrc", "kernels"))
+
+        def command(source: Path) -> list[str]:
+            if source.suffix == ".cu":
+                return [str(tools.nvcc), *device, "-Icsrc", *include]
+            return [*compiler, *COMMON, "-std=c11", *extra, "-Icsrc", *include]
+
+        sources = sorted([*(ROOT / "kernels").glob("*.cu"), *(ROOT / "kernels").glob("*.c")])
+        objects = compile_all(sources, command, common, self.object_folder("kernels"))
+        # cuDNN and cuBLASLt are found at run time by name: asenpp/cuda.py looks for pip's packages.
+        self.spawn([*compiler, "-shared", *extra, "-o", str(output), *objects, *map(str, tools.libraries),
+                    "-Wl,--no-undefined", "-Wl,--exclude-libs,ALL", "-ldl", "-lrt", "-lpthread", "-lm"])
+
+
+def digest_of(*parts: object) -> "hashlib._Hash":
+    return hashlib.sha256(repr(parts).encode())
+
+
+def headers_of(*folders: str) -> list[tuple[str, bytes]]:
+    """Names and texts of all that is included from these folders."""
+    return [(header.name, header.read_bytes()) for folder in folders for pattern in ("*.h", "*.def", "*.inc", "*.cuh")
+            for header in sorted((ROOT / folder).glob(pattern))]
+
+
+def toolkit_version(include: Path) -> list[str]:
+    """The lines of CUDA's headers that say which version they are of."""
+    return [line for name in ("cudnn_version.h", "cublas_api.h", "cuda_runtime_api.h") if (include / name).is_file()
+            for line in (include / name).read_text(errors="replace").splitlines() if "VERSION" in line or "_VER_" in line]
+
+
+def gencode(wish: str | None) -> list[str]:
+    """nvcc's flags for architectures: those of ASENPP_CUDA_ARCH ("90 100"), else all with PTX."""
+    names = wish.replace(",", " ").split() if wish else CUDA_ARCHITECTURES
+    flags = [f"-gencode=arch=compute_{name},code=sm_{name}" for name in names]
+    return flags if wish else [*flags, *(f"-gencode=arch=compute_{n},code=compute_{n}" for n in CUDA_PTX)]
+
+
+def compile_all(sources: list[Path], command: Callable[[Path], list[str]], common: "hashlib._Hash",
+                folder: Path) -> list[str]:
+    """The objects of `sources`, compiled as far as `folder` does not hold them already."""
+
+    def compile_one(source: Path) -> str:
+        digest = common.copy()
+        line = command(source)
+        digest.update(repr([word for word in line if os.sep not in word]).encode() + source.read_bytes())
+        target = folder / f"{source.stem}-{digest.hexdigest()[:20]}.o"
+        if target.exists():
+            return str(target)
+        partial = target.with_suffix(f".{os.getpid()}.o")
+        # Relative paths, so that no folder of this machine gets into the module.
+        done = subprocess.run([*line, "-c", str(source.relative_to(ROOT)), "-o", str(partial)],
+                              capture_output=True, text=True, cwd=ROOT)
+        sys.stderr.write(done.stdout + done.stderr)
+        if done.returncode:
+            partial.unlink(missing_ok=True)
+            raise SystemExit(f"asenpp: {source.name} does not compile")
+        os.replace(partial, target)
+        return str(target)
+
+    jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+    with ThreadPoolExecutor(jobs) as pool:
+        objects = list(pool.map(compile_one, sources))
+    for old in {str(f) for f in folder.glob("*.o")} - set(objects):
+        Path(old).unlink(missing_ok=True)
+    return objects
 
 
 setup(ext_modules=[Extension("asenpp._asen", ["csrc/py_module.c"])],

@@ -1,38 +1,51 @@
 """Our fast kernels: bytes moved over time, against the copy bandwidth of the same run.
 
-    python benchmarks/kernels.py [--threads N] [--images 48] [--only NAME]
+    python benchmarks/kernels.py [--device cuda] [--threads N] [--images 48] [--only NAME]
 
 Nearly every kernel here is bound by memory, so its speed is a bandwidth. "bytes" counts what the
 kernel has to move once it has chosen its passes (batch norm in training reads x twice), and not
 the lines that ordinary stores read before they overwrite them. The yardstick is memcpy by as many
 threads (read + written bytes), measured before and after. "of copy" above 1 means that the data
 came out of a cache. The best of several runs counts.
+On a GPU the yardstick is a copy there, and a run is twenty calls in a row, waited for once.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from asenpp import _asen
+from asenpp import _asen, cuda
+
+
+DEVICE = "cpu"
+GPU_CALLS = 20
 
 
 def best_time(work, seconds: float = 0.4) -> float:
     """Seconds of the fastest run, over about `seconds` of runs after a first one."""
+    calls = 1 if DEVICE == "cpu" else GPU_CALLS
     work()
-    best, end = float("inf"), time.perf_counter() + seconds
+    _asen.synchronize(DEVICE)
+    best, end = float("inf"), time.perf_counter() + (seconds if DEVICE == "cpu" else seconds / 4)
     while time.perf_counter() < end:
         start = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - start)
+        for _ in range(calls):
+            work()
+        _asen.synchronize(DEVICE)
+        best = min(best, (time.perf_counter() - start) / calls)
     return best
 
 
 def copy_bandwidth(threads: int, megabytes: int = 256) -> float:
-    """GB/s of memcpy, read and written, by `threads` threads."""
+    """GB/s of memcpy, read and written, by `threads` threads; on a GPU of a copy there."""
+    if DEVICE != "cpu":
+        x = tensor(4 * megabytes << 18)
+        return 2 * x.numel() * 4 / best_time(lambda: apply("copy", [x])) / 1e9
     source = np.ones(megabytes << 17)
     target = np.empty_like(source)
     parts = list(zip(np.array_split(source, threads), np.array_split(target, threads)))
@@ -43,7 +56,7 @@ def copy_bandwidth(threads: int, megabytes: int = 256) -> float:
 
 def tensor(*shape: int, dtype=np.float32) -> _asen.Tensor:
     """A dense tensor of our own memory."""
-    return _asen.from_numpy(np.random.default_rng(0).standard_normal(shape, np.float32).astype(dtype)).clone()
+    return _asen.from_numpy(np.random.default_rng(0).standard_normal(shape, np.float32).astype(dtype)).clone().to(device=DEVICE)
 
 
 def apply(name, tensors, **attrs):
@@ -85,7 +98,7 @@ def other_cases(images: int):
     x, y = tensor(images, 256, 56, 56), tensor(images, 256, 56, 56)
     size = images * 256 * 56 * 56 * 4
     channel, one = tensor(256, 1, 1), tensor()
-    rows_first = _asen.from_numpy(np.ones((images, 256, 56, 56), np.float32))
+    rows_first = tensor(images, 56, 256, 56).permute(0, 2, 3, 1)  # memory in the order N, C, H, W
     yield "add", 3 * size, lambda: apply("add", [x, y])
     yield "mul by a channel's number", 2 * size, lambda: apply("mul", [x, channel])
     yield "mul by one number", 2 * size, lambda: apply("mul", [x, one])
@@ -120,15 +133,20 @@ def other_cases(images: int):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=0, help="0: as many as the machine grants")
     parser.add_argument("--images", type=int, default=48, help="batch size of the activations (a multiple of 3)")
     parser.add_argument("--only", default="", help="run cases whose name contains this")
     args = parser.parse_args()
+    global DEVICE
+    DEVICE = args.device
+    if DEVICE == "cuda" and not cuda.is_available():
+        sys.exit(f"CUDA is unavailable: {cuda.why_not()}")
     _asen.set_num_threads(args.threads)
     _asen.set_kernel_paths("fast")
     threads = _asen.get_num_threads()
     before = copy_bandwidth(threads)
-    print(f"{threads} threads; memcpy {before:.1f} GB/s\n\n{'kernel':44} {'MB':>7} {'ms':>8} {'GB/s':>7} {'of copy':>8}")
+    print(f"{DEVICE}, {threads} threads; copy {before:.1f} GB/s\n\n{'kernel':44} {'MB':>7} {'ms':>8} {'GB/s':>7} {'of copy':>8}")
     for cases in (batch_norm_cases(args.images), optimizer_cases(), other_cases(args.images)):
         for name, moved, work in cases:
             if args.only not in name:
@@ -136,7 +154,7 @@ def main() -> None:
             seconds = best_time(work)
             rate = moved / seconds / 1e9
             print(f"{name:44} {moved / 1e6:7.0f} {seconds * 1e3:8.2f} {rate:7.1f} {rate / before:8.2f}", flush=True)
-    print(f"\nmemcpy afterwards {copy_bandwidth(threads):.1f} GB/s")
+    print(f"\ncopy afterwards {copy_bandwidth(threads):.1f} GB/s")
 
 
 if __name__ == "__main__":

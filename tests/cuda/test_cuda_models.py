@@ -1,0 +1,195 @@
+"""Models on the GPU: the numbers of the CPU, forward, losses and all gradients; training and evaluation by main.py.
+
+Training follows the CPU's run: the first loss to 1e-5, later ones within 2 % of the largest (Adam divides by the
+root of tiny second moments at first, so that roundings of 1e-7 grow; the CPU's own runs with one and with
+two threads differ as much).
+"""
+
+import json
+
+import numpy as np
+import pytest
+
+import asenpp
+import engine_kit as kit
+from asenpp import _asen, amp, cuda, models, random
+from asenpp._asen import Tensor
+from asenpp.config import load_config
+from asenpp.engine import losses
+from asenpp.engine.command import main
+from asenpp.nn import functional as F
+
+
+def host(tensor):
+    return np.array(tensor.detach().to(device="cpu").numpy())
+
+
+def build(kind, *opts):
+    """The same model twice: float64 on the CPU's reference, float32 on the GPU."""
+    cfg = load_config(opts=["MODEL.PRETRAINED", False, "MODEL.GLOBAL.BACKBONE.NAME", "resnet18", "MODEL.TYPE", kind,
+                            "MODEL.LOCAL.BACKBONE.NAME", "resnet18", "MODEL.EMBED_SIZE", 48,
+                            "MODEL.ATTRIBUTE.EMBED_SIZE", 24, "MODEL.GLOBAL.ATTENTION.SPATIAL.COMMON_EMBED_SIZE", 32,
+                            "HEAD.in_features", 16, "DATA.ATTRIBUTES.NAME", "[style, length]",
+                            "DATA.ATTRIBUTES.NUM", "[3, 2]", *opts])
+    made = []
+    for _ in range(2):
+        random.manual_seed(3)
+        made.append(asenpp.build_model(cfg))
+    return made[0].double(), made[1].to(device="cuda"), cfg
+
+
+def step(model, x, local, device, dtype, training):
+    """Loss of one batch of triplets of both branches, and the gradients."""
+    model.train(training)
+    random.manual_seed(4)       # of dropout
+    images = [Tensor(a.astype(dtype)).to(device=device) for a in (x, local)]
+    attributes = np.tile([0, 1], 3)
+    features = model.backbone(images[0], "global", 3)
+    whole, attention = model.attend(features, attributes, "global")
+    part = model.forward_branch("local", images[1], attributes, 3)[0]
+    loss = losses.triplet(whole, 0.9) + losses.triplet(part, 0.9) * 0.5 + losses.align(whole, part) * 0.1
+    if hasattr(model, "logits"):
+        loss = loss + F.cross_entropy(model.logits(whole, features, np.arange(6) % 3), np.arange(6) % 3)
+    loss.backward()
+    return host(loss), host(whole), host(attention), {name: host(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kind", ["ASEN", "StyleClassification", "ArcStyleClassification"])
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+def test_models_are_the_cpus(kind, training):
+    """Against float64: embeddings and maps to 1e-5, the gradient of all parameters to 1e-4 of its norm; in training
+    mode batch norm over small maps amplifies roundings: 1e-2, as PyTorch's own float32 stands from its float64."""
+    exact, ours, _ = build(kind, "MODEL.LOCAL.ENABLE", True)
+    rng = np.random.default_rng(0)
+    x, local = rng.standard_normal((6, 3, 64, 64)), rng.standard_normal((6, 3, 48, 48))
+    _asen.set_kernel_paths("reference")
+    wanted = step(exact, x, local, "cpu", np.float64, training)
+    _asen.set_kernel_paths("all")
+    got = step(ours, x, local, "cuda", np.float32, training)
+    assert abs(got[0] - wanted[0]) < 1e-5 * abs(wanted[0])
+    for a, b in zip(got[1:3], wanted[1:3]):
+        assert np.abs(a - b).max() < (1e-4 if training else 1e-5) * np.abs(b).max()
+    assert got[3].keys() == wanted[3].keys()
+    square = sum(np.square(g).sum() for g in wanted[3].values())
+    error = sum(np.square(got[3][name] - g).sum() for name, g in wanted[3].items())
+    assert np.sqrt(error / square) < (1e-2 if training else 1e-3), np.sqrt(error / square)
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
+def test_folded_inference(dtype):
+    """Convolution, batch norm, residual and ReLU in one call: near the unfolded float64 model; twice the same bits."""
+    exact, ours, _ = build("ASEN")
+    x = np.random.default_rng(1).standard_normal((3, 3, 64, 64))
+    exact.eval(), ours.eval()
+    _asen.set_kernel_paths("reference")
+    wanted = host(exact(Tensor(x), [0, 1, 0])[0])
+    _asen.set_kernel_paths("all")
+    with asenpp.no_grad(), amp.autocast(dtype or "float16", enabled=dtype is not None):
+        got = [host(ours(Tensor(x.astype(np.float32)).to(device="cuda"), [0, 1, 0])[0]) for _ in range(2)]
+    assert got[0].dtype == np.float32 and got[0].tobytes() == got[1].tobytes()
+    assert np.abs(got[0] - wanted).max() < {None: 2e-5, "bfloat16": 0.05, "float16": 0.01}[dtype] * np.abs(wanted).max()
+
+
+def test_state_goes_both_ways():
+    """A model's state comes to the CPU in files and back, and keeps its bits."""
+    _, ours, cfg = build("ASEN", "MODEL.LOCAL.ENABLE", True)
+    state = ours.state_dict()
+    other = asenpp.build_model(cfg)
+    other.load_state_dict(state)
+    for name, tensor in other.state_dict().items():
+        np.testing.assert_array_equal(host(tensor), host(state[name]))
+
+
+# ---- main.py ----
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    from asenpp.data.garments import prepare
+
+    folder = tmp_path_factory.mktemp("cuda")
+    prepare(folder / "data" / "Garments", images=kit.IMAGES, size=kit.PIXELS, quiet=True)
+    return folder
+
+
+def losses_of(folder, name):
+    lines = [json.loads(line) for line in (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+    return ([line["loss"] for line in lines if line["event"] == "train"],
+            [line["mAP"] for line in lines if line["event"] == "eval"], lines)
+
+
+def train(folder, stage, name, device, *opts, resume=None):
+    arguments = ["--resume", str(folder / "runs" / resume / "checkpoint.pth.tar")] if resume else []
+    assert main(kit.command(folder, stage, *arguments, opts=["NAME", name, "DEVICE", device, "SOLVER.LOG_PERIOD", 1, *opts])) == 0
+    return losses_of(folder, name)
+
+
+def follows(ours, exact):
+    assert len(ours) == len(exact) > 3
+    assert abs(ours[0] - exact[0]) < 1e-5 * abs(exact[0])
+    assert max(abs(a - b) for a, b in zip(ours, exact)) < 0.02 * max(map(abs, exact)), (ours, exact)
+
+
+@pytest.fixture(scope="module")
+def stage_one(folder):
+    if not cuda.is_available():
+        pytest.skip(cuda.why_not())
+    return {device: train(folder, "s1", f"{device}_s1", device) for device in ("cpu", "cuda")}
+
+
+def test_stage_one_follows_the_cpu(stage_one):
+    follows(stage_one["cuda"][0], stage_one["cpu"][0])
+
+
+def test_stage_two_follows_the_cpu_and_is_evaluated(folder, stage_one, capsys):
+    """From the same stage-1 weights, written on the GPU: both branches with crops from their maps, then --test; the
+    GPU's checkpoint evaluates on the CPU to the same mAP up to near ties."""
+    ours, exact = (train(folder, "s2", f"{device}_s2", device, "SOLVER.EPOCHS", 1, "SOLVER.BASE_LR", 1e-4, resume="cuda_s1")
+                   for device in ("cuda", "cpu"))
+    follows(ours[0], exact[0])
+    best = str(folder / "runs" / "cuda_s2" / "model_best.pth.tar")
+    capsys.readouterr()
+    tested = {}
+    for device in ("cuda", "cpu"):
+        assert main(kit.command(folder, "s2", "--resume", best, "--test", "TEST", opts=["NAME", f"test_{device}", "DEVICE", device])) == 0
+        tested[device] = losses_of(folder, f"test_{device}")[2][-1]
+    assert tested["cuda"]["attributes"].keys() == tested["cpu"]["attributes"].keys()
+    assert abs(tested["cuda"]["mAP"] - tested["cpu"]["mAP"]) < 0.01
+
+
+def test_the_same_seed_gives_the_same_bits_and_resuming_keeps_them(folder, stage_one):
+    """Two runs; and one that stopped after its first epoch and went on: the same checkpoints and metrics."""
+    train(folder, "s1", "again_s1", "cuda")
+    assert kit.same_run(folder / "runs" / "cuda_s1", folder / "runs" / "again_s1") == []
+    train(folder, "s1", "parts_s1", "cuda", "SOLVER.EPOCHS", 1)
+    train(folder, "s1", "parts_s1", "cuda", resume="parts_s1")
+    assert kit.same_run(folder / "runs" / "cuda_s1", folder / "runs" / "parts_s1") == []
+
+
+@pytest.mark.parametrize("mode", ["tf32", "bf16", "fp16"])
+def test_other_precisions_train(folder, stage_one, mode):
+    """Losses near the float32 run's; the log says how many steps were left out, and at which scale."""
+    ours, _, lines = train(folder, "s1", f"{mode}_s1", "cuda", "SOLVER.AMP", mode, "SOLVER.EPOCHS", 1)
+    exact = stage_one["cuda"][0][:len(ours)]
+    assert abs(ours[0] - exact[0]) < 0.05 * abs(exact[0])
+    assert max(abs(a - b) for a, b in zip(ours, exact)) < 0.25 * max(exact)
+    first = next(line for line in lines if line["event"] == "train")
+    assert ("skipped" in first) == (mode != "tf32")
+
+
+def test_style_models_train(folder, stage_one):
+    """Dropout, the margin and cross-entropy in a stage-2 run of the Arc model."""
+    ours, exact = (train(folder, "s2", f"arc_{device}", device, "MODEL.TYPE", "ArcStyleClassification", "SOLVER.EPOCHS", 1,
+                         "HEAD.in_features", 16, "HEAD.out_features", 4, "SOLVER.BASE_LR", 1e-4) for device in ("cuda", "cpu"))
+    follows(ours[0], exact[0])
+
+
+def test_memory_is_checked_against_the_gpus(folder, stage_one, monkeypatch, capsys):
+    """A batch that does not fit is refused before training, with the batch that does."""
+    from asenpp.engine import memory
+
+    real = _asen.memory_info
+    monkeypatch.setattr(memory._asen, "memory_info", lambda device="cpu": (40 << 20, 1 << 30) if device == "cuda" else real(device))
+    _asen.empty_cache("cuda")
+    assert main(kit.command(folder, "s1", opts=["NAME", "large", "DEVICE", "cuda", "DATA.TRAIN_BATCHSIZE", 512])) != 0
+    error = capsys.readouterr().err
+    assert "memory of the GPU" in error and "DATA.TRAIN_BATCHSIZE" in error
