@@ -279,14 +279,11 @@ static conv_graph *graph_new(const conv_target *target, const conv_spec *s)
 unsigned conv_refused_notes(const conv_spec *spec, int sm)
 {
     /* Winograd in float32 stays float32; tiles of 4x4 inputs cost it about a bit, larger ones several. */
-    unsigned refused = NOTE(NONDETERMINISTIC) | NOTE(REDUCED_PRECISION_REDUCTION) | NOTE(WINOGRAD_TILE_6x6) |
-                       NOTE(WINOGRAD_TILE_13x13);
-    /* TF32 exists since sm_80; on tensor cores before it float32 would have to become float16. */
-    bool tf32 = spec->dtype == ASEN_F32 && spec->tf32 && sm >= 80;
-    if (spec->dtype == ASEN_F32 && !tf32)
+    unsigned refused = NOTE(NONDETERMINISTIC) | NOTE(REDUCED_PRECISION_REDUCTION) | NOTE(DOWN_CONVERT_INPUTS) |
+                       NOTE(WINOGRAD_TILE_6x6) | NOTE(WINOGRAD_TILE_13x13);
+    /* A float32 kernel on tensor cores is one in TF32, since sm_80; before, one in float16. */
+    if (spec->dtype == ASEN_F32 && !(spec->tf32 && sm >= 80))
         refused |= NOTE(TENSOR_CORE);
-    if (!tf32)
-        refused |= NOTE(DOWN_CONVERT_INPUTS);
     return refused;
 }
 

@@ -5,7 +5,6 @@
  * table, gives out handles for libraries, modules, kernels and functions, resolves every name
  * within itself, and answers success to everything else. It stands on the loader path of the
  * planner's process only. */
-#define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stddef.h>
 #include <string.h>

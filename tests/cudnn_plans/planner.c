@@ -5,7 +5,7 @@
  *
  * A line of input is a conv_spec, its words in order, then the compute capability, how many plans
  * are wanted (0: one, with the filter off), all in decimal. A line of output, tab-separated:
- *     found proposed refused too_large unbuildable refused_notes status milliseconds
+ *     found proposed refused too_large unbuildable refused_notes refused_behavior status milliseconds
  * then for each plan  engine notes behavior workspace  and at last cuDNN's words for what failed. */
 #include <stdarg.h>
 #include <stdio.h>
@@ -80,8 +80,8 @@ static int plan(const conv_target *target, const conv_spec *spec, int wanted)
     if (conv_plans_find(target, spec, refused, wanted == 0 ? 1 : wanted < MAX_PLANS ? wanted : MAX_PLANS, plans, &found,
                         &search) != ASEN_OK)
         return 1;
-    printf("%d\t%d\t%d\t%d\t%d\t%u\t%d\t%.1f", found, search.proposed, search.refused, search.too_large,
-           search.unbuildable, search.refused_notes, (int)search.status, milliseconds() - began);
+    printf("%d\t%d\t%d\t%d\t%d\t%u\t%u\t%d\t%.1f", found, search.proposed, search.refused, search.too_large,
+           search.unbuildable, search.refused_notes, search.refused_behavior, (int)search.status, milliseconds() - began);
     for (int i = 0; i < found; i++) {
         printf("\t%lld\t%u\t%u\t%lld", (long long)plans[i].engine, plans[i].notes, plans[i].behavior,
                (long long)plans[i].workspace);
