@@ -143,18 +143,6 @@ STUBS = """\
 #include "ops.def"
 #undef OP
 #undef VIEW
-WEAK size_t asen_dtype_size(asen_dtype dtype)
-{
-    static const size_t size[] = {1, 1, 4, 8, 2, 2, 4, 8};
-    return size[dtype];
-}
-WEAK int64_t asen_tensor_count(const asen_tensor *t)
-{
-    int64_t count = 1;
-    for (int d = 0; d < t->ndim; d++)
-        count *= t->shape[d];
-    return count;
-}
 #define MISSING { return cuda_host.fail(ASEN_ERR_UNSUPPORTED_OR_DEVICE, "%s is a stub in this build", __func__); }
 WEAK int cuda_fill(void *self, void *target, const void *value, size_t size, int64_t count) MISSING
 WEAK int cuda_write_strided(void *self, const asen_tensor *target, const asen_tensor *source) MISSING
