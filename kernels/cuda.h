@@ -86,6 +86,7 @@ void cuda_conv_forget(void); /* frees plans and the cuDNN handle; they are made 
 /* How many plans to try on real data when a convolution is first met (8 at most), keeping the fastest; 0 or
  * 1: what the heuristics put first. Timings decide then, so two runs may differ in their last bits. */
 int cuda_conv_set_autotune(int n);
+void cuda_conv_set_direct(bool only); /* our kernels in place of cuDNN, which they otherwise only stand behind */
 
 /* int cuda_<op>(const asen_call *) for every row: what is missing does not link. */
 #define OP(name, ...) int cuda_##name(const asen_call *call);

@@ -12,11 +12,12 @@
 #include "cuda.h"
 #include "cudnn_graph.h"
 
-enum { ALIGNMENT = 16, BUCKETS = 1024, GENERATION = 4096, MAX_AUTOTUNE = 8 };
+enum { ALIGNMENT = 16, BUCKETS = 1024, GENERATION = 1024, MAX_AUTOTUNE = 8 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static cudnnHandle_t handle;
-static int autotune = 1; /* plans to try on real data; 1: the heuristics' choice as it stands */
+static int autotune = 1;    /* plans to try on real data; 1: the heuristics' choice as it stands */
+static bool direct_only;    /* for tests: cuDNN is not asked */
 
 /* ---- the cache ---- */
 
@@ -28,7 +29,8 @@ typedef struct entry {
 } entry;
 
 /* Two generations: what is used is in the young one; when that is full, the old one goes and the
- * young one grows old. So at most 2 GENERATION plans are kept, and none that is in use is lost. */
+ * young one grows old. So at most 2 GENERATION plans are kept (some 80 KB of host memory each), and
+ * none that is in use is lost. */
 typedef struct generation {
     entry *bucket[BUCKETS];
     int count;
@@ -136,6 +138,13 @@ int cuda_conv_set_autotune(int n)
     }
     pthread_mutex_unlock(&lock);
     return ASEN_OK;
+}
+
+void cuda_conv_set_direct(bool only)
+{
+    pthread_mutex_lock(&lock);
+    direct_only = only;
+    pthread_mutex_unlock(&lock);
 }
 
 /* ---- operands ---- */
@@ -281,7 +290,7 @@ static int convolve_planned(const operands *o, const conv_spec *spec)
 {
     entry *e = NULL;
     pthread_mutex_lock(&lock);
-    int status = handle_open();
+    int status = direct_only ? ASEN_DECLINED : handle_open();
     if (status == ASEN_OK)
         status = entry_get(o, spec, &e);
     if (status == ASEN_OK)
@@ -311,7 +320,7 @@ static int convolve_plain(const operands *o, const conv_spec *spec)
     int status = convolve_planned(o, spec);
     if (status != ASEN_DECLINED)
         return status;
-    return spec->dtype == ASEN_BF16 && cuda.sm < 80 ? no_bfloat16() : conv_direct(spec, o->data);
+    return spec->dtype == ASEN_BF16 && cuda.sm < 80 && !direct_only ? no_bfloat16() : conv_direct(spec, o->data);
 }
 
 /* Everything of a spec: in one graph, or one after the other. */
