@@ -44,7 +44,11 @@ typedef struct asen_node asen_node;
 
 ASEN_C_BEGIN
 
-size_t asen_dtype_size(asen_dtype dtype);
+static inline size_t asen_dtype_size(asen_dtype dtype)
+{
+    static const unsigned char size[ASEN_DTYPE_COUNT] = {1, 1, 4, 8, 2, 2, 4, 8};
+    return size[dtype];
+}
 const char *asen_dtype_name(asen_dtype dtype);
 static inline bool asen_dtype_is_float(asen_dtype dtype) { return dtype >= ASEN_F16; }
 

@@ -7,24 +7,12 @@
 
 #include "tape.h"
 
-static const struct { const char *name; size_t size; } dtypes[ASEN_DTYPE_COUNT] = {
-    [ASEN_BOOL] = {"bool", 1},     [ASEN_U8] = {"uint8", 1},    [ASEN_I32] = {"int32", 4},
-    [ASEN_I64] = {"int64", 8},     [ASEN_F16] = {"float16", 2}, [ASEN_BF16] = {"bfloat16", 2},
-    [ASEN_F32] = {"float32", 4},   [ASEN_F64] = {"float64", 8},
-};
-
-size_t asen_dtype_size(asen_dtype dtype) { return dtypes[dtype].size; }
-const char *asen_dtype_name(asen_dtype dtype) { return dtypes[dtype].name; }
-
-int64_t asen_shape_count(int ndim, const int64_t *shape)
+const char *asen_dtype_name(asen_dtype dtype)
 {
-    int64_t n = 1;
-    for (int d = 0; d < ndim; d++)
-        n *= shape[d];
-    return n;
+    static const char *const names[ASEN_DTYPE_COUNT] = {"bool", "uint8", "int32", "int64",
+                                                        "float16", "bfloat16", "float32", "float64"};
+    return names[dtype];
 }
-
-int64_t asen_tensor_count(const asen_tensor *t) { return asen_shape_count(t->ndim, t->shape); }
 
 void asen_dense_strides(int ndim, const int64_t *shape, int64_t *stride)
 {

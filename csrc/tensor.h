@@ -35,7 +35,15 @@ int asen_tensor_detach(const asen_tensor *tensor, asen_tensor **out);
 asen_tensor *asen_tensor_retain(asen_tensor *tensor);
 void asen_tensor_release(asen_tensor *tensor); /* NULL is fine */
 
-int64_t asen_tensor_count(const asen_tensor *tensor); /* number of elements */
+static inline int64_t asen_shape_count(int ndim, const int64_t *shape)
+{
+    int64_t n = 1;
+    for (int d = 0; d < ndim; d++)
+        n *= shape[d];
+    return n;
+}
+/* The number of elements. */
+static inline int64_t asen_tensor_count(const asen_tensor *t) { return asen_shape_count(t->ndim, t->shape); }
 static inline size_t asen_tensor_bytes(const asen_tensor *t)
 {
     return (size_t)asen_tensor_count(t) * asen_dtype_size(t->dtype);
@@ -43,7 +51,6 @@ static inline size_t asen_tensor_bytes(const asen_tensor *t)
 bool asen_tensor_is_dense(const asen_tensor *tensor); /* in the canonical layout, without holes */
 bool asen_tensor_same_shape(const asen_tensor *a, const asen_tensor *b);
 void asen_dense_strides(int ndim, const int64_t *shape, int64_t *stride);
-int64_t asen_shape_count(int ndim, const int64_t *shape);
 
 /* The first element. On a device that is not host memory: a device pointer. */
 static inline void *asen_tensor_data(const asen_tensor *t)

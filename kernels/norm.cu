@@ -67,12 +67,13 @@ __global__ void __launch_bounds__(NORM_THREADS)
 /* Joins the chunks of each group, and moves the running statistics group by group in order.
  * partial: [3][groups][chunks][C]; mean, invstd: (groups, C); running: (C). Bytes: the partial sums. */
 template <typename A>
-__global__ void __launch_bounds__(NORM_THREADS)
+__global__ void __launch_bounds__(JOIN_MOST_THREADS, 1)
     norm_join_kernel(const A *__restrict__ partial, norm_grid g, double momentum, double eps, A *__restrict__ running_mean,
                      A *__restrict__ running_var, A *__restrict__ mean, A *__restrict__ invstd)
 {
-    ASEN_SHARED(A, shared, [NORM_THREADS / 32 * NORM_FINAL_CHANNELS]);
-    int c = blockIdx.x * NORM_FINAL_CHANNELS + threadIdx.x % NORM_FINAL_CHANNELS, lane = threadIdx.x / NORM_FINAL_CHANNELS;
+    ASEN_SHARED(A, shared, [JOIN_MOST_THREADS / 32 * JOIN_CHANNELS]);
+    int c = blockIdx.x * JOIN_CHANNELS + threadIdx.x % JOIN_CHANNELS;
+    int lane = threadIdx.x / JOIN_CHANNELS, lanes = blockDim.x / JOIN_CHANNELS;
     bool inside = c < g.C, writes = inside && lane == 0;
     double moved_mean = writes ? (double)running_mean[c] : 0, moved_var = writes ? (double)running_var[c] : 0;
     double unbiased = g.rows > 1 ? (double)g.rows / (double)(g.rows - 1) : 1;
@@ -80,17 +81,17 @@ __global__ void __launch_bounds__(NORM_THREADS)
         const A *shifts = partial + norm_partial_at(g, 0, group, 0), *offsets = partial + norm_partial_at(g, 1, group, 0);
         const A *squares = partial + norm_partial_at(g, 2, group, 0);
         A base = inside && g.chunks > 0 ? shifts[c] : A(0), sum = 0, spread = 0;
-        for (int chunk = lane; inside && chunk < g.chunks; chunk += NORM_FINAL_LANES) {
+        for (int chunk = lane; inside && chunk < g.chunks; chunk += lanes) {
             int64_t rest = g.rows - (int64_t)chunk * g.chunk_rows, at = (int64_t)chunk * g.C + c;
             sum += (A)(rest < g.chunk_rows ? rest : g.chunk_rows) * (shifts[at] - base + offsets[at]);
         }
-        A center = norm_lane_sum(sum, shared) / (A)g.rows;
-        for (int chunk = lane; inside && chunk < g.chunks; chunk += NORM_FINAL_LANES) {
+        A center = norm_join_sum(sum, shared) / (A)g.rows;
+        for (int chunk = lane; inside && chunk < g.chunks; chunk += lanes) {
             int64_t rest = g.rows - (int64_t)chunk * g.chunk_rows, at = (int64_t)chunk * g.C + c;
             A d = shifts[at] - base + offsets[at] - center;
             spread += squares[at] + (A)(rest < g.chunk_rows ? rest : g.chunk_rows) * d * d;
         }
-        A var = norm_lane_sum(spread, shared) / (A)g.rows;
+        A var = norm_join_sum(spread, shared) / (A)g.rows;
         if (!writes)
             continue;
         moved_mean = (double)(A)((1 - momentum) * moved_mean + momentum * (double)(base + center));
@@ -180,7 +181,7 @@ template <typename T> static int train(const asen_call *call, const norm_grid *g
         status = ASEN_LAUNCH(norm_statistics_kernel<T>, norm_blocks(g), NORM_THREADS, 0, input<T>(call, 0), *g, (A *)partial);
     }
     if (status == ASEN_OK)
-        status = ASEN_LAUNCH(norm_join_kernel<A>, (unsigned)ceil_div(g->C, NORM_FINAL_CHANNELS), NORM_THREADS, 0,
+        status = ASEN_LAUNCH(norm_join_kernel<A>, norm_join_blocks(g), norm_join_threads(g), 0,
                              (const A *)partial, *g, momentum, eps, static_cast<A *>(asen_tensor_data(call->in[3])),
                              static_cast<A *>(asen_tensor_data(call->in[4])), output<A>(call, 1), output<A>(call, 2));
     if (partial != NULL)

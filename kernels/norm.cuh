@@ -119,22 +119,32 @@ __host__ __device__ __forceinline__ int64_t norm_partial_at(const norm_grid &g, 
     return (((int64_t)kind * g.groups + group) * g.chunks + chunk) * g.C;
 }
 
-/* The kernels that add up partial sums: 8 channels (a sector of memory) by 32 chunks at a time. */
-enum { NORM_FINAL_CHANNELS = 8, NORM_FINAL_LANES = NORM_THREADS / NORM_FINAL_CHANNELS };
+/* The kernels that add up partial sums: a block takes 8 channels (a sector of memory) and, side by side,
+ * up to 128 chunks of them. Few blocks with much to wait for: hence as many threads as there is work. */
+enum { JOIN_CHANNELS = 8, JOIN_MOST_THREADS = 1024 };
 
-/* The sum over the 32 lanes of a channel, in all of them; partial: shared memory for 64 values. */
-template <typename A> __device__ __forceinline__ A norm_lane_sum(A v, A *partial)
+static inline unsigned norm_join_blocks(const norm_grid *g) { return (unsigned)ceil_div(g->C, JOIN_CHANNELS); }
+static inline unsigned norm_join_threads(const norm_grid *g)
 {
-    int channel = threadIdx.x % NORM_FINAL_CHANNELS, warp = threadIdx.x / 32;
+    unsigned threads = 32;
+    while (threads < JOIN_MOST_THREADS && (int)(threads / JOIN_CHANNELS) < g->chunks)
+        threads *= 2;
+    return threads;
+}
+
+/* The sum over the threads of a channel, in all of them; partial: shared memory for 256 values. */
+template <typename A> __device__ __forceinline__ A norm_join_sum(A v, A *partial)
+{
+    int channel = threadIdx.x % JOIN_CHANNELS, warp = threadIdx.x / 32, warps = blockDim.x / 32;
     v += __shfl_xor_sync(0xffffffffu, v, 8);
     v += __shfl_xor_sync(0xffffffffu, v, 16);
     __syncthreads(); /* partial may still be read from the call before */
-    if (threadIdx.x % 32 < NORM_FINAL_CHANNELS)
-        partial[warp * NORM_FINAL_CHANNELS + channel] = v;
+    if (threadIdx.x % 32 < JOIN_CHANNELS)
+        partial[warp * JOIN_CHANNELS + channel] = v;
     __syncthreads();
     v = 0;
-    for (int w = 0; w < NORM_THREADS / 32; w++)
-        v += partial[w * NORM_FINAL_CHANNELS + channel];
+    for (int w = 0; w < warps; w++)
+        v += partial[w * JOIN_CHANNELS + channel];
     return v;
 }
 

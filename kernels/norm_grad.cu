@@ -90,23 +90,24 @@ enum { COEFFICIENTS = 3 };
 /* Joins the chunks, in order. partial: [2][groups][chunks][C]; invstd: (groups, C); weight, dweight,
  * dbias: (C); coefficients: scale, flat, slope. Bytes: the partial sums. */
 template <typename A>
-__global__ void __launch_bounds__(NORM_THREADS)
+__global__ void __launch_bounds__(JOIN_MOST_THREADS, 1)
     norm_grad_join_kernel(const A *__restrict__ partial, norm_grid g, bool training, const A *__restrict__ weight,
                           const A *__restrict__ invstd, A *__restrict__ dweight, A *__restrict__ dbias, A *__restrict__ coefficients)
 {
-    ASEN_SHARED(A, shared, [NORM_THREADS / 32 * NORM_FINAL_CHANNELS]);
-    int c = blockIdx.x * NORM_FINAL_CHANNELS + threadIdx.x % NORM_FINAL_CHANNELS, lane = threadIdx.x / NORM_FINAL_CHANNELS;
+    ASEN_SHARED(A, shared, [JOIN_MOST_THREADS / 32 * JOIN_CHANNELS]);
+    int c = blockIdx.x * JOIN_CHANNELS + threadIdx.x % JOIN_CHANNELS;
+    int lane = threadIdx.x / JOIN_CHANNELS, lanes = blockDim.x / JOIN_CHANNELS;
     bool inside = c < g.C, writes = inside && lane == 0;
     A total = 0, total_n = 0;
     for (int group = 0; group < g.groups; group++) {
         const A *flat = partial + norm_partial_at(g, 0, group, 0), *slope = partial + norm_partial_at(g, 1, group, 0);
         A sum = 0, sum_n = 0;
-        for (int chunk = lane; inside && chunk < g.chunks; chunk += NORM_FINAL_LANES) {
+        for (int chunk = lane; inside && chunk < g.chunks; chunk += lanes) {
             sum += flat[(int64_t)chunk * g.C + c];
             sum_n += slope[(int64_t)chunk * g.C + c];
         }
-        sum = norm_lane_sum(sum, shared);
-        sum_n = norm_lane_sum(sum_n, shared);
+        sum = norm_join_sum(sum, shared);
+        sum_n = norm_join_sum(sum_n, shared);
         if (!writes)
             continue;
         int64_t at = (int64_t)group * g.C + c, kind = (int64_t)g.groups * g.C;
@@ -188,7 +189,7 @@ template <typename T> static int launch(const asen_call *call, const norm_grad_a
     const A *mean = input<A>(call, 4);
     if (g->chunks > 0)
         CUDA_OK(ASEN_LAUNCH(norm_grad_sums_kernel<T>, norm_blocks(g), NORM_THREADS, 0, *a, *g, mean, scratch));
-    CUDA_OK(ASEN_LAUNCH(norm_grad_join_kernel<A>, (unsigned)ceil_div(g->C, NORM_FINAL_CHANNELS), NORM_THREADS, 0, (const A *)scratch,
+    CUDA_OK(ASEN_LAUNCH(norm_grad_join_kernel<A>, norm_join_blocks(g), norm_join_threads(g), 0, (const A *)scratch,
                         *g, training, input<A>(call, 3), input<A>(call, 5), output<A>(call, 1), output<A>(call, 2), coefficients));
     if (g->chunks > 0)
         CUDA_OK(ASEN_LAUNCH(norm_grad_apply_kernel<T>, norm_blocks(g), NORM_THREADS, 0, *a, *g, training, mean,

@@ -204,8 +204,8 @@ extern "C" int cuda_optim_step(void *self, const asen_optim_call *call)
 
 /* ---- unscaling ---- */
 
-/* The table's params times factor, in place; *infinite becomes 1 where one was not finite before.
- * Every writer writes the same. Bytes: 2 n s. */
+/* The table's params times factor, in place; *infinite, on the host, becomes 1 where one was not finite
+ * before: a block writes it once at most, and each the same. Bytes: 2 n s. */
 template <typename T> __global__ void __launch_bounds__(OPTIM_THREADS) unscale_kernel(optim_table t, T factor, int *infinite)
 {
     enum { V = chunk_of<T>::V };
@@ -213,6 +213,7 @@ template <typename T> __global__ void __launch_bounds__(OPTIM_THREADS) unscale_k
     int64_t length = t.length[k], begin = (int64_t)((int)blockIdx.x - t.chunk[k]) * chunk_of<T>::elements + threadIdx.x * V;
     T *param = (T *)t.param[k];
     bool aligned = all_aligned(param, NULL, NULL, NULL);
+    ASEN_SHARED(int, partial, [32]);
     pack<T> p[CHUNK_VECTORS];
 #pragma unroll
     for (int j = 0; j < CHUNK_VECTORS; j++) {
@@ -232,7 +233,7 @@ template <typename T> __global__ void __launch_bounds__(OPTIM_THREADS) unscale_k
         }
         pack_store<T>(param, p[j], at, left, aligned && left >= V);
     }
-    if (strange)
+    if (block_sum(strange, partial) != 0 && threadIdx.x == 0)
         *infinite = 1;
 }
 
