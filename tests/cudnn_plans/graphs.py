@@ -200,3 +200,28 @@ def _sample(name: str, shapes: dict[str, Any], attributes: dict[str, Any]) -> Gr
         return graph._replace(kind=GRAD_WEIGHT)
     y = _output(x, w, **attributes)
     return forward(x, w, y, **attributes, bias="bias" in shapes, residual="residual" in shapes, relu=relu)
+
+
+def odd() -> dict[Graph, str]:
+    """What no model here has but a user's may: depthwise, groups with stride and dilation, filters larger
+    than the image, strides that skip input, few and odd channels."""
+    found: dict[Graph, str] = {}
+    for x, w, attributes in (
+        ((2, 8, 9, 9), (8, 1, 3, 3), dict(groups=8, padding=1)),
+        ((2, 8, 9, 9), (16, 1, 3, 3), dict(groups=8, padding=1, stride=2)),
+        ((2, 32, 9, 9), (64, 8, 3, 3), dict(groups=4, padding=2, dilation=2)),
+        ((2, 6, 9, 9), (9, 2, 3, 3), dict(groups=3, padding=(2, 1), dilation=(2, 1), stride=(2, 1))),
+        ((1, 5, 11, 7), (3, 5, 3, 5), dict(padding=(4, 6))),
+        ((1, 1, 1, 1), (1, 1, 1, 1), {}),
+        ((3, 7, 20, 20), (5, 7, 11, 11), dict(stride=4, padding=2)),
+        ((2, 33, 8, 8), (17, 33, 3, 3), dict(padding=1)),
+        ((2, 64, 28, 28), (64, 64, 3, 3), dict(padding=3, dilation=3)),
+        ((2, 4, 8, 8), (6, 4, 8, 8), {}),
+        ((2, 4, 8, 8), (6, 4, 1, 1), dict(stride=5)),
+        ((2, 4, 300, 300), (6, 4, 41, 41), dict(padding=20)),
+    ):
+        y = _output(x, w, **attributes)
+        plain = forward(x, w, y, **attributes)
+        for graph in (plain, *gradients(plain, True), forward(x, w, y, **attributes, bias=True, residual=True, relu=True)):
+            found[graph] = "odd"
+    return found

@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(HERE)]
 
-from graphs import Graph, samples, shipped  # noqa: E402
+from graphs import Graph, odd, samples, shipped  # noqa: E402
 
 DTYPES = {"float16": 4, "bfloat16": 5, "float32": 6, "float64": 7, "tf32": 6}    # asen_dtype
 DEFAULT = ("float32", "bfloat16", "float16", "tf32")
@@ -250,14 +250,15 @@ def main() -> int:
                         help="folder of device descriptions (default: $ASENPP_CUDNN_DEVICES)")
     parser.add_argument("--fused", choices=("all", "sample", "none"), default="all")
     parser.add_argument("--dtype", default=",".join(DEFAULT), help=f"some of {', '.join(DTYPES)}")
-    parser.add_argument("--samples", action="store_true", help="the op table's samples instead of the configurations")
+    parser.add_argument("--samples", action="store_true",
+                        help="the op table's samples and odd shapes instead of the configurations")
     arguments = parser.parse_args()
     if arguments.devices is None or not Path(arguments.devices).is_dir():
         print("no folder of device descriptions: --devices DIR", file=sys.stderr)
         return 2
     try:
         planner = build(ROOT / "build" / "cudnn_plans")
-        graphs = choose(samples() if arguments.samples else shipped(), arguments.fused)
+        graphs = choose({**samples(), **odd()} if arguments.samples else shipped(), arguments.fused)
         rows = [check(planner, device, dtype, graphs) for device in devices(Path(arguments.devices))
                 for dtype in arguments.dtype.split(",")]
     except PlannerError as error:
