@@ -49,8 +49,9 @@ int cuda_fail(cudaError_t error, const char *call);
 /* After a launch: ASEN_OK, or the error of the launch itself (a bad configuration, no image). */
 int cuda_launched(const char *kernel);
 
-/* Errors that only a kernel can see (an index out of range) are written into host memory and
- * reported by whoever waits next. A kernel calls cuda_fault_set (kernels.cuh); the first one counts. */
+/* Errors that only a kernel can see (an index out of range, an integer divided by zero) are written into
+ * host memory and reported by whoever waits next. A kernel calls cuda_fault_set (kernels.cuh); the first
+ * one counts. */
 typedef struct cuda_fault {
     int what; /* 0: none; asen_op + 1 */
     long long value, limit;

@@ -97,6 +97,8 @@ int cuda_fault_check(void)
 #undef OP
 #undef VIEW
     };
+    if (fault.what == ASEN_OP_div + 1)
+        return cuda_host.fail(ASEN_ERR_VALUE, "div: integer division by zero (found on the GPU; the results after it are not valid)");
     return cuda_host.fail(ASEN_ERR_INDEX, "%s: an index is %lld, outside [0, %lld) (found on the GPU; the results after it are not valid)",
                           names[fault.what - 1], fault.value, fault.limit);
 }
