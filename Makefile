@@ -11,7 +11,7 @@ TEST_PACKAGES = $(VENV)/asenpp-test-packages
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DELETE_ON_ERROR:
-.PHONY: help system venv install fashion-mnist test-packages test lint sanitize fuzz dev clean force
+.PHONY: help system venv install fashion-mnist test-packages test lint sanitize fuzz cudnn-plans dev clean force
 
 help:           ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/:/'
@@ -31,6 +31,10 @@ sanitize: test-packages ## run op, tensor and image tests under AddressSanitizer
 
 fuzz: test-packages     ## mutate JPEG, YAML and checkpoint files (COUNT=20000 each, SEED=1)
 	PYTHON=$(PY) sh tests/fuzz/run.sh $(or $(COUNT),20000) $(or $(SEED),1)
+
+cudnn-plans: test-packages ## plan all convolutions with the real cuDNN, without a GPU (DEVICES=folder of descriptions)
+	$(PY) tests/cudnn_plans/plans.py --devices $(or $(DEVICES),../shared/cudnn-devices)
+	$(PY) tests/cudnn_plans/plans.py --devices $(or $(DEVICES),../shared/cudnn-devices) --samples --dtype float64,float32,bfloat16,float16,tf32
 
 system:
 	@PYTHON=$(PYTHON) sh scripts/system-packages.sh $(BUILD_PACKAGES) $(EXTRA_PACKAGES)
