@@ -20,6 +20,7 @@ import filecmp
 import hashlib
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,7 +44,9 @@ FLAGS = {
     "cpu_onednn": ["-std=gnu11", "-fopenmp"],
     "": ["-std=c11", "-ffp-contract=off"],
 }
-CUDA_FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Wno-unused-parameter"]
+# Without what would want C++'s run-time library: the plugin is linked as C.
+CUDA_HOST = ["-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-threadsafe-statics", *WARNINGS]
+CUDA_FLAGS = ["-std=c++17", "-O3", "-DNDEBUG", "-Xcompiler", ",".join(CUDA_HOST)]
 CUDA_ARCHITECTURES = ["75", "80", "86", "89", "90", "100", "120"]
 CUDA_PTX = ["90", "120"]  # for GPUs that come later
 SYSTEM = [  # header, flag that links it, Debian and Ubuntu package
@@ -240,7 +243,7 @@ def headers_of(*folders: str) -> list[tuple[str, bytes]]:
 def toolkit_version(include: Path) -> list[str]:
     """The lines of CUDA's headers that say which version they are of."""
     return [line for name in ("cudnn_version.h", "cublas_api.h", "cuda_runtime_api.h") if (include / name).is_file()
-            for line in (include / name).read_text(errors="replace").splitlines() if "VERSION" in line or "_VER_" in line]
+            for line in (include / name).read_text(errors="replace").splitlines() if re.search("VERSION|_VER_", line)]
 
 
 def gencode(wish: str | None) -> list[str]:
