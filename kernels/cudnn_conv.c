@@ -12,12 +12,13 @@
 #include "cuda.h"
 #include "cudnn_graph.h"
 
-enum { ALIGNMENT = 16, BUCKETS = 1024, GENERATION = 1024, MAX_AUTOTUNE = 8 };
+enum { ALIGNMENT = 16, SMALL = 1 << 20, BUCKETS = 1024, GENERATION = 1024, MAX_AUTOTUNE = 8 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static cudnnHandle_t handle;
 static int autotune = 1;    /* plans to try on real data; 1: the heuristics' choice as it stands */
 static bool direct_only;    /* for tests: cuDNN is not asked */
+static size_t most;         /* bytes of the largest workspace so far */
 
 /* ---- the cache ---- */
 
@@ -118,6 +119,7 @@ static void forget(void)
     generation_clear(&cache[1]);
     cudnnDestroy(handle);
     handle = NULL;
+    most = 0;
 }
 
 void cuda_conv_forget(void)
@@ -189,12 +191,28 @@ static int operand_zero_bias(operands *o, const conv_spec *spec)
 
 /* ---- running a plan ---- */
 
+/* Memory for a plan. The allocator keeps blocks by size, and plans want many sizes, some of a gibibyte:
+ * so all but small ones ask for as much as the largest, and share its block. */
+static int workspace_new(const operands *o, size_t *bytes, void **out)
+{
+    size_t wanted = *bytes;
+    *out = NULL;
+    if (wanted == 0)
+        return ASEN_OK;
+    if (wanted > most)
+        most = wanted;
+    if (wanted > SMALL && cuda_scratch_new(o->call, most, out) == ASEN_OK) {
+        *bytes = most;
+        return ASEN_OK;
+    }
+    return cuda_scratch_new(o->call, wanted, out);
+}
+
 static int run(const operands *o, const conv_spec *spec, const conv_plan *plan)
 {
     void *workspace = NULL;
     size_t bytes = (size_t)plan->workspace;
-    if (bytes > 0)
-        CUDA_OK(cuda_scratch_new(o->call, bytes, &workspace));
+    CUDA_OK(workspace_new(o, &bytes, &workspace));
     int status = conv_plan_run(handle, spec, plan, o->data, workspace);
     if (workspace != NULL)
         cuda_scratch_free(o->call, workspace, bytes);
