@@ -45,6 +45,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 3)
     int64_t image, pixel = attention_pixel(s, &image);
     T sum = 0;
     if (pixel >= 0)
+#pragma unroll 2
         for (int c = (threadIdx.x % 32) * V; c < s.Cc; c += 32 * V) {
             channel_vector<T> key, query;
             channels_load<T>(key, z + pixel * s.Cc + c, s.Cc - c, s.whole);
@@ -164,6 +165,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 3)
     int64_t image, pixel = attention_pixel(s, &image);
     T weight = pixel >= 0 ? m[pixel] : T(0), sum = 0;
     if (pixel >= 0)
+#pragma unroll 2
         for (int c = (threadIdx.x % 32) * V; c < s.C; c += 32 * V) {
             channel_vector<T> value, slope;
             channels_load<T>(value, x + pixel * s.C + c, s.C - c, s.whole);

@@ -36,6 +36,7 @@ __global__ void __launch_bounds__(ROW_THREADS)
     enum { V = channels_of<T>::count };
     for (int64_t n = row_first(); n < s.N; n += row_step()) {
         T aa = 0, bb = 0, ab = 0;
+#pragma unroll 2
         for (int d = (threadIdx.x % 32) * V; d < s.D; d += 32 * V) {
             channel_vector<T> p, q;
             channels_load<T>(p, a + n * s.D + d, s.D - d, s.whole);
@@ -150,7 +151,7 @@ __global__ void __launch_bounds__(ROW_THREADS)
 
 /* ---- additive angular margin (Deng et al. 2019) ---- */
 
-/* s, m, and where the margin applies: c > bound. */
+/* The margin applies where c > bound. */
 template <typename T> struct arc {
     T s, cos_m, sin_m, bound;
     T below; /* what is taken off where it does not */
