@@ -4,6 +4,7 @@
  * a loop. A thread that comes to a barrier or a warp exchange leaves its fiber standing and the next
  * ready thread goes on; when the last one arrives all are ready again. If none is ready and some have
  * not finished, the barrier is divergent. Faults leave by siglongjmp; the fibers are then dropped. */
+#include <chrono>
 #include <csetjmp>
 #include <cstdio>
 #include <cstdlib>
@@ -467,6 +468,7 @@ static void blocks_run(const launch_plan &p)
 static void guarded(const char *name, void (*f)(const void *), const void *argument)
 {
     std::string why;
+    auto begin = std::chrono::steady_clock::now();
     faults_install();
     faults_stack();
     memory_open_all();
@@ -483,6 +485,7 @@ static void guarded(const char *name, void (*f)(const void *), const void *argum
         set_sticky(cudaErrorIllegalAddress);
     }
     memory_close();
+    launch_time(name, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
 }
 
 void run_as_kernel(const char *name, const work &w)
@@ -521,7 +524,7 @@ static cudaError_t configuration(const std::string &name, const void *function, 
         }
     int asked = dynamic_limit_of(function);
     *limit = asked > (int)p.sharedMemPerBlock ? p.sharedMemPerBlockOptin : p.sharedMemPerBlock;
-    if (shared > (asked >= 0 ? (size_t)asked : p.sharedMemPerBlock) && shared > p.sharedMemPerBlock - (asked >= 0 ? 0 : 0)) {
+    if (shared > (asked >= 0 ? (size_t)asked : p.sharedMemPerBlock)) {
         violation("kernel %s: %zu bytes of dynamic shared memory, and %zu are allowed (cudaFuncSetAttribute)", name.c_str(),
                   shared, asked >= 0 ? (size_t)asked : p.sharedMemPerBlock);
         return cudaErrorInvalidValue;

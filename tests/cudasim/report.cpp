@@ -113,6 +113,7 @@ struct object {
 };
 static std::map<const void *, object> objects;
 static std::map<std::string, unsigned long long> launches;
+static std::map<std::string, double> times;
 
 unsigned long long serial()
 {
@@ -140,6 +141,7 @@ bool live_remove(const char *kind, const void *handle)
 }
 
 void launch_count(const char *name) { launches[name]++; }
+void launch_time(const char *name, double seconds) { times[name] += seconds; }
 
 } // namespace cudasim
 
@@ -202,6 +204,16 @@ CUDASIM_EXPORT int cudasim_launch_table(char *buffer, size_t size)
     std::string text;
     for (auto &l : launches)
         text += l.first + " " + std::to_string(l.second) + "\n";
+    return give_text(text, buffer, size);
+}
+
+/* "name microseconds" lines: what the simulation of each kernel took. */
+CUDASIM_EXPORT int cudasim_time_table(char *buffer, size_t size)
+{
+    lock_t lock;
+    std::string text;
+    for (auto &t : times)
+        text += t.first + " " + std::to_string((long long)(t.second * 1e6)) + "\n";
     return give_text(text, buffer, size);
 }
 

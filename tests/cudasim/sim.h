@@ -45,6 +45,7 @@ bool live_remove(const char *kind, const void *handle);
 bool live_has(const char *kind, const void *handle);
 unsigned long long serial(); /* 1, 2, ...: names objects in messages */
 void launch_count(const char *name);
+void launch_time(const char *name, double seconds);
 
 /* ---- device.cpp ---- */
 struct device_t {

@@ -25,6 +25,7 @@ class Simulator:
         lib.cudasim_seed.argtypes = [ctypes.c_ulonglong]
         lib.cudasim_report.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
         lib.cudasim_launch_table.argtypes = lib.cudasim_report.argtypes
+        lib.cudasim_time_table.argtypes = lib.cudasim_report.argtypes
         lib.cudasim_call_table.argtypes = lib.cudasim_report.argtypes
 
     @staticmethod
@@ -69,6 +70,10 @@ class Simulator:
 
     def launch_table(self) -> dict[str, int]:
         return self._table(self.lib.cudasim_launch_table)
+
+    def time_table(self) -> dict[str, int]:
+        """Microseconds that the simulation of each kernel took."""
+        return self._table(self.lib.cudasim_time_table)
 
     def call_table(self) -> dict[str, int]:
         """Calls by API function."""
