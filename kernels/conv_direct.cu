@@ -156,7 +156,7 @@ static bool aligned16(const void *a, const void *b)
 
 template <typename T> static int direct(const conv_spec *s, void *const data[CONV_TENSORS])
 {
-    constexpr int V = 16 / sizeof(T);
+    constexpr int V = sizeof(T) == 8 ? 1 : 16 / sizeof(T); /* pairs of doubles only cost registers */
     geometry g = geometry_of(s);
     T *x = (T *)data[CONV_X], *w = (T *)data[CONV_W], *y = (T *)data[CONV_Y];
     unsigned grid = grid_for(g.count, BLOCK);

@@ -16,6 +16,10 @@
 
 #include "cuda.h"
 
+#if CUDNN_VERSION < 90800
+#error "cuDNN 9.8 or newer is wanted: device property descriptors came with it"
+#endif
+
 #define NOTE(name) (1u << CUDNN_NUMERICAL_NOTE_##name)
 #define BEHAVIOR(name) (1u << CUDNN_BEHAVIOR_NOTE_##name)
 
