@@ -92,6 +92,7 @@ elementwise_kernel(const T *a, const T *b, T *y, int64_t count, walk<2> at, bool
 {
     typedef accumulator<T> A;
     int64_t step = (int64_t)gridDim.x * BLOCK;
+#pragma unroll 1
     for (int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x; i < count; i += step) {
         A va[V], vb[V], vy[V];
         int64_t offset[2];
@@ -161,7 +162,7 @@ space space_of_call(const asen_call *call)
     return s;
 }
 
-/* `min` and `max` are rounded to the dtype, so that a clamped value lies inside its own bounds. */
+/* Bounds are rounded to the dtype, so that a clamped value lies inside its own; pow's exponent is not. */
 template <int FAMILY> int apply(const asen_call *call, double min, double max)
 {
     if (element_count(call->out[0]) == 0)
@@ -169,7 +170,9 @@ template <int FAMILY> int apply(const asen_call *call, double min, double max)
     space s = space_of_call(call);
     CUDA_FLOAT_SWITCH(call->out[0]->dtype, T, {
         typedef accumulator<T> A;
-        parameters<A> p = {widen(narrow<T>((A)min)), widen(narrow<T>((A)max))};
+        parameters<A> p = {(A)min, (A)max};
+        if (FAMILY != TRANSCENDENTAL)
+            p = {widen(narrow<T>(p.min)), widen(narrow<T>(p.max))};
         const T *b = FAMILY == ARITHMETIC ? input<T>(call, 1) : nullptr;
         return run<T, FAMILY>(&s, input<T>(call, 0), b, output<T>(call, 0), call->op, p);
     })
@@ -194,6 +197,7 @@ __global__ void __launch_bounds__(BLOCK)
 integer_kernel(const void *a, const void *b, void *y, int64_t count, walk<2> at, int dtype, int op, cuda_fault *fault)
 {
     int64_t step = (int64_t)gridDim.x * BLOCK;
+#pragma unroll 1
     for (int64_t i = (int64_t)blockIdx.x * BLOCK + threadIdx.x; i < count; i += step) {
         int64_t offset[2];
         at.at(i, offset);

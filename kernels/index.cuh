@@ -160,6 +160,8 @@ static inline void space_halve(space *s, space *rest, int64_t *at)
     s->size[0] = half;
     for (int k = 0; k < s->operands; k++)
         at[k] = half * s->stride[k][0];
+    space_collapse(s); /* a dim of which one is left can be cut no further */
+    space_collapse(rest);
 }
 
 /* n / divisor for n < 2^31: Granlund and Montgomery 1994, "Division by invariant integers using multiplication". */
@@ -190,6 +192,7 @@ template <int N> struct walk {
         uint32_t rest = (uint32_t)i;
         for (int k = 0; k < N; k++)
             offset[k] = 0;
+#pragma unroll 1 /* few turns if any; unrolled, they are most of a kernel's code and of the build's time */
         for (int d = ndim - 1; d > 0; d--) {
             uint32_t q = size[d].quotient(rest), r = rest - q * size[d].divisor;
             for (int k = 0; k < N; k++)

@@ -39,14 +39,9 @@ template <typename A> struct reduce_arguments {
     A divisor;
 };
 
-template <int OP, typename A> __device__ __forceinline__ A combine(A a, A b)
+template <bool LARGER, typename A> __device__ __forceinline__ A combine(A a, A b)
 {
-    return OP == MAX ? (b > a || b != b ? b : a) : a + b; /* NaN is greater than everything */
-}
-
-template <int OP, typename A> __device__ __forceinline__ A neutral()
-{
-    return OP == MAX ? -A(INFINITY) : A(0);
+    return LARGER ? (b > a || b != b ? b : a) : a + b; /* NaN is greater than everything */
 }
 
 template <typename A> __device__ __forceinline__ void put(void *y, int to, int64_t i, A value)
@@ -59,10 +54,30 @@ template <typename A> __device__ __forceinline__ void put(void *y, int to, int64
     }
 }
 
-/* N vectors, `lanes` reduced positions apart, loaded together and combined pairwise into result. */
-template <int OP, int N, typename T, int V>
-__device__ __forceinline__ void take(const T *x, const walk<1> &reduced, int64_t i, int lanes, const accumulator<T> (&target)[V],
-                                     accumulator<T> (&result)[V])
+/* N vectors into result, pairwise. */
+template <bool LARGER, int N, typename A, int V>
+__device__ __forceinline__ void fold(const A (&term)[N][V], A (&result)[V])
+{
+#pragma unroll
+    for (int e = 0; e < V; e++) {
+        A part[N];
+#pragma unroll
+        for (int u = 0; u < N; u++)
+            part[u] = term[u][e];
+#pragma unroll
+        for (int pairs = N / 2; pairs > 0; pairs /= 2)
+#pragma unroll
+            for (int u = 0; u < pairs; u++)
+                part[u] = combine<LARGER, A>(part[u], part[u + pairs]);
+        result[e] = combine<LARGER, A>(result[e], part[0]);
+    }
+}
+
+/* N vectors, `lanes` reduced positions apart, loaded together. The op is the same in all threads: its
+ * branches cost nothing beside the loads. */
+template <int N, typename T, int V>
+__device__ __forceinline__ void take(const T *x, const reduce_arguments<accumulator<T>> &r, int64_t i,
+                                     const accumulator<T> (&target)[V], accumulator<T> (&result)[V])
 {
     typedef accumulator<T> A;
     vector_of<T, V> v[N];
@@ -70,25 +85,32 @@ __device__ __forceinline__ void take(const T *x, const walk<1> &reduced, int64_t
 #pragma unroll
     for (int u = 0; u < N; u++) {
         int64_t offset[1];
-        reduced.at(i + u * lanes, offset);
+        r.reduced.at(i + u * r.lanes, offset);
         v[u] = load_vector<T, V>(x + offset[0], false);
     }
 #pragma unroll
-    for (int e = 0; e < V; e++) {
+    for (int u = 0; u < N; u++)
+        widen_vector<T, V>(v[u], term[u]);
+    if (r.op == EQUAL) {
 #pragma unroll
         for (int u = 0; u < N; u++)
-            term[u][e] = OP == EQUAL ? A(widen(v[u].item[e]) == target[e]) : widen(v[u].item[e]);
 #pragma unroll
-        for (int pairs = N / 2; pairs > 0; pairs /= 2)
-#pragma unroll
-            for (int u = 0; u < pairs; u++)
-                term[u][e] = combine<OP, A>(term[u][e], term[u + pairs][e]);
-        result[e] = combine<OP, A>(result[e], term[0][e]);
+            for (int e = 0; e < V; e++)
+                term[u][e] = term[u][e] == target[e] ? A(1) : A(0);
     }
+    if (r.op == MAX)
+        fold<true, N, A, V>(term, result);
+    else
+        fold<false, N, A, V>(term, result);
+}
+
+template <typename A> __device__ __forceinline__ A combine_any(int op, A a, A b)
+{
+    return op == MAX ? combine<true, A>(a, b) : combine<false, A>(a, b);
 }
 
 /* One output (or V neighbouring ones) of the block's slice, for all threads of the block. */
-template <int OP, typename T, int V>
+template <typename T, int V>
 __device__ __forceinline__ void reduce_output(const T *x, const T *target, void *y, const reduce_arguments<accumulator<T>> &r,
                                               accumulator<T> *shared, int64_t output, int lane, int lane_step)
 {
@@ -99,26 +121,28 @@ __device__ __forceinline__ void reduce_output(const T *x, const T *target, void 
     bool inside = output < r.outputs;
 #pragma unroll
     for (int e = 0; e < V; e++) {
-        result[e] = neutral<OP, A>();
+        result[e] = r.op == MAX ? -A(INFINITY) : A(0);
         wanted[e] = 0;
     }
     if (inside) {
         r.kept.at(output, offset);
-        if (OP == EQUAL)
+        if (r.op == EQUAL)
 #pragma unroll
             for (int e = 0; e < V; e++)
                 wanted[e] = widen(target[offset[1] + (r.by_rows ? 0 : e * r.y_step)]);
         enum { N = V > 4 ? UNROLL / 2 : UNROLL }; /* 8 sums a thread and 4 loads would spill on sm_75 */
         int64_t i = first + lane;
+#pragma unroll 1
         for (; i + (N - 1) * r.lanes < end; i += N * r.lanes)
-            take<OP, N, T, V>(x + offset[0], r.reduced, i, r.lanes, wanted, result);
+            take<N, T, V>(x + offset[0], r, i, wanted, result);
+#pragma unroll 1
         for (; i < end; i += r.lanes)
-            take<OP, 1, T, V>(x + offset[0], r.reduced, i, r.lanes, wanted, result);
+            take<1, T, V>(x + offset[0], r, i, wanted, result);
     }
     if (r.by_rows)
 #pragma unroll
         for (int e = 1; e < V; e++)
-            result[0] = combine<OP, A>(result[0], result[e]);
+            result[0] = combine_any<A>(r.op, result[0], result[e]);
 #pragma unroll
     for (int e = 0; e < V; e++)
         if (e < values)
@@ -126,16 +150,20 @@ __device__ __forceinline__ void reduce_output(const T *x, const T *target, void 
     for (int half = r.lanes / 2; half > 0; half /= 2) {
         __syncthreads();
         if (lane < half)
-            for (int e = 0; e < values; e++)
-                shared[e * BLOCK + thread] = combine<OP, A>(shared[e * BLOCK + thread], shared[e * BLOCK + thread + half * lane_step]);
+#pragma unroll 1
+            for (int e = 0; e < values; e++) {
+                A *own = shared + e * BLOCK + thread;
+                *own = combine_any<A>(r.op, *own, own[half * lane_step]);
+            }
     }
     if (lane == 0 && inside)
+#pragma unroll 1
         for (int e = 0; e < values; e++) {
             A value = shared[e * BLOCK + thread];
             if (r.partial)
                 static_cast<A *>(y)[(blockIdx.y * r.outputs + output) * values + e] = value;
             else
-                put<A>(y, r.to, offset[1] + e * r.y_step, OP == SUM ? value / r.divisor : value);
+                put<A>(y, r.to, offset[1] + e * r.y_step, r.op == SUM ? value / r.divisor : value);
         }
     __syncthreads(); /* `shared` is free for the next output */
 }
@@ -150,14 +178,8 @@ reduce_kernel(const T *x, const T *target, void *y, reduce_arguments<accumulator
     int columns = BLOCK / r.lanes, thread = threadIdx.x;
     int lane = r.by_rows ? thread % r.lanes : thread / columns, column = r.by_rows ? thread / r.lanes : thread % columns;
     int lane_step = r.by_rows ? 1 : columns;
-    for (int64_t tile = (int64_t)blockIdx.x * columns; tile < r.outputs; tile += (int64_t)gridDim.x * columns) {
-        if (r.op == SUM)
-            reduce_output<SUM, T, V>(x, target, y, r, shared, tile + column, lane, lane_step);
-        else if (r.op == MAX)
-            reduce_output<MAX, T, V>(x, target, y, r, shared, tile + column, lane, lane_step);
-        else
-            reduce_output<EQUAL, T, V>(x, target, y, r, shared, tile + column, lane, lane_step);
-    }
+    for (int64_t tile = (int64_t)blockIdx.x * columns; tile < r.outputs; tile += (int64_t)gridDim.x * columns)
+        reduce_output<T, V>(x, target, y, r, shared, tile + column, lane, lane_step);
 }
 
 /* ---- how the threads are shared out ---- */
