@@ -127,7 +127,7 @@ def compile_all(sources: list[Path]) -> list[Path]:
     version = run([CXX, "--version"]).stdout
     objects = []
     for source in sources:
-        ours = source.parent == HERE
+        ours = source.parent == HERE and source.suffix == ".cpp"
         language = [CC, *PLUGIN_C] if source.suffix == ".c" else [CXX, *(SIMULATOR if ours else KERNEL)]
         command = [*language, *COMMON, *HOT.get(source.name, []), *machine_flags(), *include, *extra]
         objects.append(compile_one(source, command, version))
@@ -168,7 +168,7 @@ def link(out: Path, objects: list[Path], exports: list[str], stubs: bool) -> Non
     out.parent.mkdir(parents=True, exist_ok=True)
     making = out.with_name(f"{out.name}.{os.getpid()}")
     command = [CXX, "-shared", "-o", str(making), *map(str, objects), f"-Wl,--version-script={script}",
-               "-Wl,--no-undefined", "-lm", "-lpthread", "-ldl"]
+               "-Wl,--no-undefined", "-Wl,-z,nodelete", "-lm", "-lpthread", "-ldl"]
     done = run(command)
     missing = missing_symbols(done.stderr)
     if done.returncode and stubs and missing:
@@ -192,6 +192,11 @@ def build(out: Path, stubs: bool = False, only: list[str] | None = None, sources
     simulator = sorted(HERE.glob("*.cpp"))
     link(Path(out).resolve(), compile_all([*sources, *simulator]), ["asen_plugin_init", "cudasim_*", "test_*"], stubs)
     return Path(out)
+
+
+def plugin() -> Path:
+    """The whole plugin for the simulated device, built where it is not. Raises BuildError."""
+    return build(CACHE / "_asen_cuda_sim.so")
 
 
 def main() -> None:

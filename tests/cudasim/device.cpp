@@ -1,7 +1,7 @@
 /* The device that is simulated: its limits, from a JSON description (as in cuDNN's device properties) or
  * an A100's. Environment, read once:
  *   CUDASIM_DEVICE   the JSON's path
- *   CUDASIM_MEMORY   bytes that cudaMalloc gives at most ("256M"); 8G, or what the device has
+ *   CUDASIM_MEMORY   bytes that cudaMalloc gives at most ("256M"); 4G, or what the device has
  *   CUDASIM_DRIVER   none | old | nodevice: what a machine without a usable GPU answers */
 #include <cstdio>
 #include <cstdlib>
@@ -77,7 +77,7 @@ static device_t device_new()
     p.memPitch = 2147483647;
     p.textureAlignment = 512;
     const char *memory = getenv("CUDASIM_MEMORY"), *driver = getenv("CUDASIM_DRIVER");
-    size_t most = (size_t)8 << 30;
+    size_t most = (size_t)4 << 30;
     d.memory_limit = memory ? size_of(memory) : p.totalGlobalMem < most ? p.totalGlobalMem : most;
     if (memory)
         p.totalGlobalMem = d.memory_limit;

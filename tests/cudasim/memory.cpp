@@ -117,6 +117,8 @@ std::string memory_describe(const void *address)
 {
     char text[256];
     allocation *a = find(address);
+    if (a == nullptr)
+        a = find((const char *)address + PAGE); /* the guard page before the first */
     if (!memory_is_device(address))
         snprintf(text, sizeof text, "%p, which is no device memory", address);
     else if (a == nullptr)
