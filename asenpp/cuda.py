@@ -16,7 +16,7 @@ from pathlib import Path
 
 from . import _asen
 
-__all__ = ["is_available", "why_not", "memory_info", "allow_tf32", "synchronize"]
+__all__ = ["is_available", "why_not", "memory_info", "allow_tf32", "autotune", "synchronize"]
 
 PLUGIN = "_asen_cuda.so"
 # What the plugin needs by name, and the pip package that has it.
@@ -82,6 +82,15 @@ def allow_tf32(on: bool) -> None:
     GPUs since compute capability 8.0. Off at first. RuntimeError where CUDA is unavailable."""
     _require()
     _asen.set_option("cuda", "tf32", int(on))
+
+
+def autotune(plans: int = 4) -> None:
+    """When a convolution of a new shape is met, tries this many of cuDNN's plans on the data and keeps the fastest
+    (PyTorch's cudnn.benchmark); 0 turns it off, as at first. Faster, but timings decide: two runs may differ in
+    their last bits. Every plan keeps the precision asked for and is deterministic in itself. ValueError above 8;
+    RuntimeError where CUDA is unavailable."""
+    _require()
+    _asen.set_option("cuda", "autotune", plans)
 
 
 def synchronize() -> None:

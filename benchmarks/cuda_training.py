@@ -158,10 +158,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--autotune", type=int, default=0, help="cuDNN plans of ours to try for each convolution")
     parser.add_argument("--precision", nargs="*", default=list(DTYPE), choices=list(DTYPE))
     args = parser.parse_args()
     if not cuda.is_available():
         sys.exit(f"CUDA is unavailable: {cuda.why_not()}")
+    cuda.autotune(args.autotune)
     operations = convolution_operations(args.backbone, args.size)
     torch_here = False
     if importlib.util.find_spec("torch"):

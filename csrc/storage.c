@@ -2,11 +2,15 @@
  *
  * Size classes: multiples of 64 up to 1 KiB, above that eight to each power of two, so at most an
  * eighth is wasted. A class keeps a stack of free blocks. When the device refuses memory, the
- * cache is handed back and the request tried once more. */
+ * cache is handed back and the request tried once more.
+ *
+ * With ASENPP_NO_MEMORY_CACHE=1 in the environment every block is asked of the device at its exact size and
+ * given back at once, so that tools which watch a device's memory (sanitizers) see each tensor for itself. */
 #include "storage.h"
 
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "allocator.h"
 #include "backend.h"
@@ -21,13 +25,18 @@ typedef struct free_stack {
 struct asen_allocator {
     pthread_mutex_t lock;
     const asen_backend *backend;
+    bool uncached;
     free_stack classes[CLASS_COUNT];
     asen_memory_stats stats;
 };
 
 /* The class of a request, and the size of the blocks in it. */
-static int size_class(size_t bytes, size_t *rounded)
+static int size_class(const asen_allocator *a, size_t bytes, size_t *rounded)
 {
+    if (a->uncached) {
+        *rounded = bytes > 0 ? bytes : 1;
+        return 0;
+    }
     if (bytes <= 1024) {
         size_t k = bytes == 0 ? 1 : (bytes + 63) / 64;
         *rounded = k * 64;
@@ -47,6 +56,8 @@ asen_allocator *asen_allocator_new(const asen_backend *backend)
     if (a == NULL)
         return NULL;
     a->backend = backend;
+    const char *uncached = getenv("ASENPP_NO_MEMORY_CACHE");
+    a->uncached = uncached != NULL && strcmp(uncached, "1") == 0;
     pthread_mutex_init(&a->lock, NULL);
     return a;
 }
@@ -66,7 +77,7 @@ static void empty_locked(asen_allocator *a)
 static int block_get(asen_allocator *a, size_t bytes, void **out)
 {
     size_t rounded;
-    int class = bytes > SIZE_MAX / 4 ? -1 : size_class(bytes, &rounded);
+    int class = bytes > SIZE_MAX / 4 ? -1 : size_class(a, bytes, &rounded);
     if (class < 0)
         return asen_fail(ASEN_ERR_MEMORY, "%zu bytes are more than any device has", bytes);
     int status = ASEN_OK;
@@ -83,9 +94,10 @@ static int block_get(asen_allocator *a, size_t bytes, void **out)
         }
         if (status == ASEN_ERR_MEMORY)
             status = asen_fail(ASEN_ERR_MEMORY,
-                               "out of memory on %s: %.1f MiB asked, %.1f MiB in use; lower DATA.TRAIN_BATCHSIZE, "
-                               "DATA.TEST_BATCHSIZE or the input size",
-                               a->backend->name, (double)rounded / 0x1p20, (double)a->stats.current / 0x1p20);
+                               "out of memory on %s: %.1f MiB asked, %.1f MiB in use (at most %.1f MiB so far), nothing cached; "
+                               "lower DATA.TRAIN_BATCHSIZE, DATA.TEST_BATCHSIZE or the input size",
+                               a->backend->name, (double)rounded / 0x1p20, (double)a->stats.current / 0x1p20,
+                               (double)a->stats.peak / 0x1p20);
         if (status == ASEN_OK)
             a->stats.system_requests++;
     }
@@ -101,9 +113,14 @@ static int block_get(asen_allocator *a, size_t bytes, void **out)
 static void block_put(asen_allocator *a, void *data, size_t bytes)
 {
     size_t rounded;
-    int class = size_class(bytes, &rounded);
+    int class = size_class(a, bytes, &rounded);
     pthread_mutex_lock(&a->lock);
     a->stats.current -= rounded;
+    if (a->uncached) {
+        a->backend->memory_free(a->backend->self, data);
+        pthread_mutex_unlock(&a->lock);
+        return;
+    }
     free_stack *s = &a->classes[class];
     if (s->count == s->capacity) {
         size_t capacity = s->capacity ? 2 * s->capacity : 8;

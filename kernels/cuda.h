@@ -89,6 +89,9 @@ void cuda_conv_forget(void); /* frees plans and the cuDNN handle; they are made 
 int cuda_conv_set_autotune(int n);
 void cuda_conv_set_direct(bool only); /* our kernels in place of cuDNN, which they otherwise only stand behind */
 
+/* matmul.c */
+void cuda_matmul_forget(void); /* frees plans and the cuBLASLt handle, until they are needed */
+
 /* int cuda_<op>(const asen_call *) for every row: what is missing does not link. */
 #define OP(name, ...) int cuda_##name(const asen_call *call);
 #define VIEW(name, ...)

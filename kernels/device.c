@@ -9,7 +9,8 @@ cuda_state cuda;
 int cuda_fail(cudaError_t error, const char *call)
 {
     cudaGetLastError(); /* what is not sticky is taken back: it was reported */
-    int length = (int)strcspn(call, "(");
+    call += *call == '('; /* a template with commas: "(sum_kernel<T, V>)" */
+    int length = (int)strcspn(call, "()");
     int code = error == cudaErrorMemoryAllocation ? ASEN_ERR_MEMORY : ASEN_ERR_DEVICE;
     return cuda_host.fail(code, "%.*s: %s (%s)", length, call, cudaGetErrorString(error), cudaGetErrorName(error));
 }
@@ -98,8 +99,8 @@ int cuda_fault_check(void)
 #undef VIEW
     };
     if (fault.what == ASEN_OP_div + 1)
-        return cuda_host.fail(ASEN_ERR_VALUE, "div: integer division by zero (found on the GPU; the results after it are not valid)");
-    return cuda_host.fail(ASEN_ERR_INDEX, "%s: an index is %lld, outside [0, %lld) (found on the GPU; the results after it are not valid)",
+        return cuda_host.fail(ASEN_ERR_VALUE, "div: integer division by zero (found on the GPU: what was computed after it is not valid)");
+    return cuda_host.fail(ASEN_ERR_INDEX, "%s: an index is %lld, outside [0, %lld) (found on the GPU: what was computed after it is not valid)",
                           names[fault.what - 1], fault.value, fault.limit);
 }
 
@@ -109,10 +110,24 @@ int cuda_synchronize(void *self)
     return cuda_fault_check();
 }
 
+/* tf32: float32 products may round their inputs. autotune: see cuda_conv_set_autotune.
+ * direct_convolution: our kernels alone (tests). release: frees plans and library handles, until they are needed. */
 int cuda_set_option(void *self, const char *name, int64_t value)
 {
     if (strcmp(name, "tf32") == 0) {
         cuda.tf32 = value != 0;
+        return ASEN_OK;
+    }
+    if (strcmp(name, "autotune") == 0)
+        return cuda_conv_set_autotune((int)(value < 0 || value > 1000 ? -1 : value));
+    if (strcmp(name, "direct_convolution") == 0) {
+        cuda_conv_set_direct(value != 0);
+        return ASEN_OK;
+    }
+    if (strcmp(name, "release") == 0) {
+        CUDA_OK(cuda_synchronize(self));
+        cuda_conv_forget();
+        cuda_matmul_forget();
         return ASEN_OK;
     }
     return cuda_host.fail(ASEN_ERR_VALUE, "cuda has no option '%s'", name);

@@ -31,4 +31,5 @@ def as_at_first():
     _asen.set_grad_enabled(True)
     if cuda.is_available():
         cuda.allow_tf32(False)
+        cuda.autotune(0)
         cuda.synchronize()

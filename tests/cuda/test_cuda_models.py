@@ -1,8 +1,8 @@
 """Models on the GPU: the numbers of the CPU, forward, losses and all gradients; training and evaluation by main.py.
 
-Training follows the CPU's run: the first loss to 1e-5, later ones within 2 % of the largest (Adam divides by the
-root of tiny second moments at first, so that roundings of 1e-7 grow; the CPU's own runs with one and with
-two threads differ as much).
+Training follows the CPU's run: the first loss to 1e-5, later ones within 1 % of the largest, at a learning rate of
+1e-5: Adam's first steps are of one length whatever the gradient, so that roundings of 1e-7 in small gradients
+become whole steps; at 1e-3 two runs part within ten steps on any two devices.
 """
 
 import json
@@ -119,14 +119,15 @@ def losses_of(folder, name):
 
 def train(folder, stage, name, device, *opts, resume=None):
     arguments = ["--resume", str(folder / "runs" / resume / "checkpoint.pth.tar")] if resume else []
-    assert main(kit.command(folder, stage, *arguments, opts=["NAME", name, "DEVICE", device, "SOLVER.LOG_PERIOD", 1, *opts])) == 0
+    assert main(kit.command(folder, stage, *arguments, opts=["NAME", name, "DEVICE", device, "SOLVER.LOG_PERIOD", 1,
+                                                             "SOLVER.BASE_LR", 1e-5, "SOLVER.BASE_LR_SLOW", 1e-5, *opts])) == 0
     return losses_of(folder, name)
 
 
 def follows(ours, exact):
     assert len(ours) == len(exact) > 3
     assert abs(ours[0] - exact[0]) < 1e-5 * abs(exact[0])
-    assert max(abs(a - b) for a, b in zip(ours, exact)) < 0.02 * max(map(abs, exact)), (ours, exact)
+    assert max(abs(a - b) for a, b in zip(ours, exact)) < 0.01 * max(map(abs, exact)), (ours, exact)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,7 @@ def test_stage_one_follows_the_cpu(stage_one):
 def test_stage_two_follows_the_cpu_and_is_evaluated(folder, stage_one, capsys):
     """From the same stage-1 weights, written on the GPU: both branches with crops from their maps, then --test; the
     GPU's checkpoint evaluates on the CPU to the same mAP up to near ties."""
-    ours, exact = (train(folder, "s2", f"{device}_s2", device, "SOLVER.EPOCHS", 1, "SOLVER.BASE_LR", 1e-4, resume="cuda_s1")
+    ours, exact = (train(folder, "s2", f"{device}_s2", device, "SOLVER.EPOCHS", 1, resume="cuda_s1")
                    for device in ("cuda", "cpu"))
     follows(ours[0], exact[0])
     best = str(folder / "runs" / "cuda_s2" / "model_best.pth.tar")
@@ -171,7 +172,7 @@ def test_other_precisions_train(folder, stage_one, mode):
     ours, _, lines = train(folder, "s1", f"{mode}_s1", "cuda", "SOLVER.AMP", mode, "SOLVER.EPOCHS", 1)
     exact = stage_one["cuda"][0][:len(ours)]
     assert abs(ours[0] - exact[0]) < 0.05 * abs(exact[0])
-    assert max(abs(a - b) for a, b in zip(ours, exact)) < 0.25 * max(exact)
+    assert max(abs(a - b) for a, b in zip(ours, exact)) < 0.05 * max(exact)
     first = next(line for line in lines if line["event"] == "train")
     assert ("skipped" in first) == (mode != "tf32")
 
@@ -179,7 +180,7 @@ def test_other_precisions_train(folder, stage_one, mode):
 def test_style_models_train(folder, stage_one):
     """Dropout, the margin and cross-entropy in a stage-2 run of the Arc model."""
     ours, exact = (train(folder, "s2", f"arc_{device}", device, "MODEL.TYPE", "ArcStyleClassification", "SOLVER.EPOCHS", 1,
-                         "HEAD.in_features", 16, "HEAD.out_features", 4, "SOLVER.BASE_LR", 1e-4) for device in ("cuda", "cpu"))
+                         "HEAD.in_features", 16, "HEAD.out_features", 4) for device in ("cuda", "cpu"))
     follows(ours[0], exact[0])
 
 

@@ -60,8 +60,15 @@ def reference(sample):
     return result
 
 
+def in_deviations(mean, invstd):
+    """A mean near zero is as exact as the values that were added up: in units of their deviation, beside a 1."""
+    return np.append(mean * invstd.astype(mean.dtype), mean.dtype.type(1))
+
+
 def compare(sample, ours, exact, tolerance):
     for k, (a, b) in enumerate(zip(ours[0], exact[0])):
+        if sample.name == "batch_norm" and k == 1:
+            a, b = in_deviations(a, exact[0][2]), in_deviations(b, exact[0][2])
         ops.assert_close(a, b, tolerance, f"output {k}")
     for i, (a, b) in enumerate(zip(ours[1], exact[1])):
         if a is not None:
