@@ -248,7 +248,8 @@ template <typename T, int V> int normalize_pixels(const asen_call *call, int64_t
 {
     int64_t C = call->in[0]->shape[1], values = C * PIXEL_VALUES;
     int shared = values * (int64_t)sizeof(T) <= SHARED_TABLE ? (int)values : 0;
-    return ASEN_LAUNCH((normalize_pixels_kernel<T, V>), pixel_blocks(ceil_div(count, V)), BLOCK, (shared > 0 ? shared : 1) * sizeof(T),
+    size_t bytes = (shared > 0 ? shared : 1) * sizeof(T);
+    return ASEN_LAUNCH((normalize_pixels_kernel<T, V>), pixel_blocks(ceil_div(count, V)), BLOCK, bytes,
                        input<uint8_t>(call, 0), input<T>(call, 1), output<T>(call, 0), count, (int)C, shared);
 }
 

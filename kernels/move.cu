@@ -249,7 +249,8 @@ int convert_any(space *s, const char *x, asen_dtype from, char *y, asen_dtype to
         space rest;
         int64_t at[SPACE_OPERANDS];
         space_halve(s, &rest, at);
-        CUDA_OK(convert_any(&rest, x + at[0] * (int64_t)asen_dtype_size(from), from, y + space_count(s) * (int64_t)asen_dtype_size(to), to));
+        int64_t x_at = at[0] * (int64_t)asen_dtype_size(from), y_at = space_count(s) * (int64_t)asen_dtype_size(to);
+        CUDA_OK(convert_any(&rest, x + x_at, from, y + y_at, to));
         return convert_any(s, x, from, y, to);
     }
     if (space_is_contiguous(s) && (uintptr_t)x % 16 == 0 && (uintptr_t)y % 16 == 0) {
@@ -262,7 +263,8 @@ int convert_any(space *s, const char *x, asen_dtype from, char *y, asen_dtype to
         if (from == ASEN_BF16 && to == ASEN_F32)
             return convert<bfloat_t, float>(x, y, count);
     }
-    return ASEN_LAUNCH(convert_any_kernel, grid_for(count, BLOCK), BLOCK, 0, x, (int)from, y, (int)to, count, walk_over<1>(s, 1));
+    return ASEN_LAUNCH(convert_any_kernel, grid_for(count, BLOCK), BLOCK, 0, x, (int)from, y, (int)to, count,
+                       walk_over<1>(s, 1));
 }
 
 /* ---- filling ---- */

@@ -294,7 +294,8 @@ int run(const asen_call *call, const reduction *n, const T *x, const T *target, 
     enum { V = 16 / sizeof(T) };
     int64_t outputs = space_count(&n->kept), length = space_count(&n->reduced);
     bool by_rows = outputs == 1 || n->kept.stride[0][n->kept.ndim - 1] != 1;
-    bool vectors = by_rows ? vectors_fit(&n->reduced, &n->kept, x, V, sizeof(T)) : vectors_fit(&n->kept, &n->reduced, x, V, sizeof(T));
+    const space *inner = by_rows ? &n->reduced : &n->kept, *other = by_rows ? &n->kept : &n->reduced;
+    bool vectors = vectors_fit(inner, other, x, V, sizeof(T));
     int lanes, width = vectors ? V : 1;
     if (space_too_large(&n->kept) || space_too_large(&n->reduced))
         return cuda_host.fail(ASEN_ERR_UNSUPPORTED, "more than 2^31 elements in dims that do not lie together");
