@@ -11,7 +11,8 @@ TEST_PACKAGES = $(VENV)/asenpp-test-packages
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DELETE_ON_ERROR:
-.PHONY: help system venv install fashion-mnist test-packages test lint sanitize fuzz cudnn-plans dev clean force
+.PHONY: help system venv install fashion-mnist test-packages test lint sanitize fuzz cuda test-gpu sanitize-gpu \
+        cuda-packages test-sim cudnn-plans dev clean force
 
 help:           ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/:/'
@@ -23,8 +24,8 @@ fashion-mnist: install  ## prepare FashionMNIST, train both stages, test, print 
 test: test-packages     ## run the tests
 	$(PY) -m pytest
 
-lint: test-packages     ## compile the C core, warnings being errors
-	ASENPP_CFLAGS=-Werror $(PY) setup.py -q build_ext --build-temp build/lint/objects --build-lib build/lint/lib
+lint: test-packages     ## compile the C core, warnings being errors (the plugin: ASENPP_CFLAGS=-Werror make cuda)
+	ASENPP_CUDA=0 ASENPP_CFLAGS=-Werror $(PY) setup.py -q build_ext --build-temp build/lint/objects --build-lib build/lint/lib
 
 sanitize: test-packages ## run op, tensor and image tests under AddressSanitizer and UBSan
 	PYTHON=$(PY) sh tests/sanitize.sh
@@ -32,7 +33,28 @@ sanitize: test-packages ## run op, tensor and image tests under AddressSanitizer
 fuzz: test-packages     ## mutate JPEG, YAML and checkpoint files (COUNT=20000 each, SEED=1)
 	PYTHON=$(PY) sh tests/fuzz/run.sh $(or $(COUNT),20000) $(or $(SEED),1)
 
-cudnn-plans: test-packages ## plan all convolutions with the real cuDNN, without a GPU (DEVICES=folder of descriptions)
+cuda: install           ## install the CUDA toolkit from pip, and build the plugin for GPUs (ARCH=90: for those alone)
+	$(PY) -m pip install -q -r kernels/requirements.txt
+	ASENPP_CUDA=1 ASENPP_CUDA_ARCH="$(ARCH)" $(PY) -m pip install -q -e .
+
+test-gpu: cuda test-packages ## run the device's tests on a GPU, and time training and kernels there
+	$(PY) -c "from asenpp import cuda; import sys; sys.exit(cuda.why_not())"
+	$(PY) -m pytest tests/cuda
+	$(PY) benchmarks/kernels.py --device cuda
+	$(PY) benchmarks/cuda_training.py
+
+sanitize-gpu: cuda test-packages ## run the kernels' tests under compute-sanitizer, on a GPU
+	ASENPP_NO_MEMORY_CACHE=1 compute-sanitizer --error-exitcode 1 $(PY) -m pytest -x tests/cuda/test_cuda_ops.py -k "equals_the_reference"
+
+cuda-packages: test-packages # headers of CUDA, cuBLAS and cuDNN, and the real cuDNN
+	$(PY) -m pip install -q -r kernels/requirements.txt
+
+test-sim: cuda-packages ## run the device's tests on a simulated GPU, and the simulation's own
+	$(PY) tests/cudasim/build.py build/cudasim/_asen_cuda_sim.so
+	$(PY) -m pytest tests/test_cudasim.py
+	ASENPP_CUDA_PLUGIN=build/cudasim/_asen_cuda_sim.so $(PY) -m pytest tests/cuda
+
+cudnn-plans: cuda-packages ## plan all convolutions with the real cuDNN, without a GPU (DEVICES=folder of descriptions)
 	$(PY) tests/cudnn_plans/plans.py --devices $(or $(DEVICES),../shared/cudnn-devices)
 	$(PY) tests/cudnn_plans/plans.py --devices $(or $(DEVICES),../shared/cudnn-devices) --samples --dtype float64,float32,bfloat16,float16,tf32
 
@@ -46,7 +68,7 @@ $(VENV)/pyvenv.cfg: | system
 # Editable, so that main.py, the tests and the installed package are the same files; anew when the
 # core changed (csrc itself: a file came or went) or the module is gone.
 install: system $(INSTALLED)
-$(INSTALLED): $(VENV)/pyvenv.cfg setup.py pyproject.toml csrc $(wildcard csrc/*)
+$(INSTALLED): $(VENV)/pyvenv.cfg setup.py pyproject.toml csrc $(wildcard csrc/*) $(wildcard kernels/*)
 $(INSTALLED): $(if $(wildcard asenpp/_asen*.so),,force)
 	$(PY) -m pip install -q -e .
 	@touch $@

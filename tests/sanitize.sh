@@ -38,7 +38,7 @@ case $python in /*) ;; */*) python=$(pwd)/$python ;; esac
 cd "$root"
 rm -rf "$folder/lib"
 # -w: instrumented code draws warnings that are not true of the ordinary build (`make lint`).
-ASENPP_ONEDNN=0 ASENPP_CFLAGS="-w -fsanitize=address,undefined -fno-sanitize-recover=undefined
+ASENPP_ONEDNN=0 ASENPP_CUDA=0 ASENPP_CFLAGS="-w -fsanitize=address,undefined -fno-sanitize-recover=undefined
     -fno-omit-frame-pointer -g -O1 -UNDEBUG" \
     "$python" setup.py -q build_ext --build-temp "$folder/objects" --build-lib "$folder/lib"
 (cd asenpp && find . -name '*.py' -print) | while read -r file; do

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("asenpp", "csrc", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
 CLEAN = {key: value for key, value in os.environ.items()
          if not key.startswith(("ASENPP_", "PYTHON")) and key != "LD_LIBRARY_PATH"}
+CLEAN["ASENPP_CUDA"] = "0"  # the plugin takes minutes; `make cuda` builds it
 
 
 def need_build_requirements():
