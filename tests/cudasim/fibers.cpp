@@ -433,11 +433,14 @@ struct launch_plan {
     dim3 grid, threads;
     size_t shared, shared_limit;
     std::unique_ptr<launch_base> launch;
+    std::vector<const void *> pointers; /* arguments */
 };
 
 static void blocks_run(const launch_plan &p)
 {
     uint64_t count = (uint64_t)p.grid.x * p.grid.y * p.grid.z, step = 1, at = 0;
+    for (const void *pointer : p.pointers)
+        memory_touch(pointer); /* a fault each is saved */
     block.launch = p.launch.get();
     block.n = p.threads.x * p.threads.y * p.threads.z;
     block.dynamic_bytes = p.shared;
@@ -471,7 +474,7 @@ static void guarded(const char *name, void (*f)(const void *), const void *argum
     auto begin = std::chrono::steady_clock::now();
     faults_install();
     faults_stack();
-    memory_open_all();
+    memory_begin();
     if (sigsetjmp(escape, 1) == 0) {
         running = name;
         f(argument);
@@ -544,7 +547,7 @@ void launch_queue(const char *name, const void *function, dim3 grid, dim3 thread
                   const pointer_argument *pointers, int n_pointers, launch_base *launch)
 {
     lock_t lock;
-    auto p = std::make_shared<launch_plan>(launch_plan{plain_name(name), grid, threads, shared, 0, {}});
+    auto p = std::make_shared<launch_plan>(launch_plan{plain_name(name), grid, threads, shared, 0, {}, {}});
     p->launch.reset(launch);
     bool fails = CUDASIM_API_FAILS(cudaLaunchKernel);
     cudaError_t error = device_error();
@@ -564,6 +567,8 @@ void launch_queue(const char *name, const void *function, dim3 grid, dim3 thread
         set_error(error);
         return;
     }
+    for (int i = 0; i < n_pointers; i++)
+        p->pointers.push_back(pointers[i].value);
     launch_count(p->name.c_str());
     queue_push(stream, "kernel", [p] {
         guarded(p->name.c_str(), [](const void *plan) { blocks_run(*(const launch_plan *)plan); }, p.get());

@@ -1,5 +1,5 @@
 /* Device memory: one reserved range of addresses, closed (PROT_NONE) to everybody but running kernels and
- * copies. An allocation lies at the end of its pages, so that the next byte beyond its 256-byte
+ * copies: what they touch is opened, at the first touch, and closed when the batch of work has run. An allocation lies at the end of its pages, so that the next byte beyond its 256-byte
  * granule faults at once; what lies between is a red zone, compared after each kernel. Fresh memory is
  * 0xFF (NaN). Addresses are never given twice: use after free faults.
  * Pinned host memory is the host's, with a closed page behind it. */
@@ -34,7 +34,7 @@ static std::vector<uintptr_t> freed_order;
 static size_t in_use;
 static unsigned long long made;
 static int depth;
-static std::vector<allocation *> live, opened;
+static std::vector<allocation *> opened;
 static std::map<uintptr_t, size_t> pinned;          /* cudaHostAlloc */
 static std::map<uintptr_t, size_t> registered;      /* cudaHostRegister */
 
@@ -72,10 +72,7 @@ void *memory_new(size_t bytes)
     memset(a.base, 0xFF, length);
     mprotect(a.base, length, PROT_NONE);
     in_use += room;
-    allocation *kept = &allocations.emplace((uintptr_t)a.base, a).first->second;
-    live.push_back(kept);
-    if (depth > 0) /* cannot be: calls come from the host */
-        memory_open(kept->data);
+    allocations.emplace((uintptr_t)a.base, a);
     return a.data;
 }
 
@@ -96,12 +93,6 @@ bool memory_delete(void *data)
     a->freed = true;
     in_use -= (a->bytes + GRANULE - 1) / GRANULE * GRANULE;
     mmap(a->base, a->length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-    for (size_t i = 0; i < live.size(); i++)
-        if (live[i] == a) {
-            live[i] = live.back();
-            live.pop_back();
-            break;
-        }
     freed_order.push_back((uintptr_t)a->base);
     if (freed_order.size() > 2 * KEPT) {
         for (size_t i = 0; i < KEPT; i++)
@@ -206,18 +197,11 @@ static void open_one(allocation *a)
     opened.push_back(a);
 }
 
-void memory_open_all()
-{
-    depth++;
-    if (opened.size() < live.size())
-        for (allocation *a : live)
-            open_one(a);
-}
+void memory_begin() { depth++; }
 
-void memory_open(const void *address)
+void memory_touch(const void *address)
 {
-    depth++;
-    allocation *a = find(address);
+    allocation *a = memory_is_device(address) ? find(address) : nullptr;
     if (a && !a->freed)
         open_one(a);
 }
@@ -295,12 +279,24 @@ static const char *verb(const void *context)
 #endif
 }
 
+/* Opens the allocation that a kernel is the first of its batch to touch. A red zone stays closed. */
+static bool open_on_demand(const void *address)
+{
+    allocation *a = memory_is_device(address) ? find(address) : nullptr;
+    if (a == nullptr || a->freed || a->opened || (char *)address < a->data || (char *)address >= a->data + a->bytes)
+        return false;
+    open_one(a);
+    return true;
+}
+
 static void on_fault(int signal, siginfo_t *info, void *context)
 {
     char text[600];
     const void *address = info->si_addr;
     const char *kernel = kernel_running();
     if (kernel != nullptr) {
+        if (signal == SIGSEGV && open_on_demand(address))
+            return;
         if (signal == SIGSEGV || signal == SIGBUS)
             snprintf(text, sizeof text, "kernel %s %s %s", kernel, verb(context), memory_describe(address).c_str());
         else

@@ -113,7 +113,7 @@ static cudaError_t run_batch(stream *s, unsigned long long position)
 {
     if (s->done >= position)
         return sticky_error;
-    memory_open(nullptr);
+    memory_begin();
     return run(s, position);
 }
 
@@ -151,12 +151,9 @@ static void copy_now(const char *call, void *target, const void *source, size_t 
                 set_sticky(cudaErrorIllegalAddress);
                 return;
             }
-            memory_open(p);
+            memory_touch(p);
         }
     memmove(target, source, bytes);
-    for (const void *p : {(const void *)target, source})
-        if (memory_is_device(p))
-            memory_close();
 }
 
 static cudaError_t copy_queue(const char *call, void *target, const void *source, size_t bytes, cudaMemcpyKind kind,
@@ -199,9 +196,8 @@ static cudaError_t fill_queue(const char *call, void *target, int value, size_t 
     if (!side_ok(call, "writes", target, bytes))
         return set_error(cudaErrorInvalidValue);
     return queue_push(handle, call, [=] {
-        memory_open(target);
+        memory_touch(target);
         memset(target, value, bytes);
-        memory_close();
     });
 }
 

@@ -66,14 +66,11 @@ bool memory_covers(const void *address, size_t bytes, std::string *why);
 std::string memory_describe(const void *address);
 void memory_info(size_t *free_bytes, size_t *total);
 bool memory_redzones_intact(std::string *why); /* and repairs what is not */
-/* Device memory is readable only between these; nested. */
-void memory_open_all();
-void memory_open(const void *address);
+/* Device memory is readable only between begin and close (nested): what a kernel uses then is opened on
+ * demand; what else runs touches what it wants. */
+void memory_begin();
+void memory_touch(const void *address);
 void memory_close();
-struct open_memory {
-    open_memory() { memory_open_all(); }
-    ~open_memory() { memory_close(); }
-};
 void *pinned_new(size_t bytes);
 bool pinned_delete(void *data);
 bool pinned_is(const void *address);
