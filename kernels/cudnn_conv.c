@@ -1,5 +1,5 @@
-/* The convolution rows: cuDNN plans, cached by everything they depend on, and our kernels where
- * cuDNN has none (conv_direct.cu).
+/* The convolution rows: cuDNN plans, cached by everything they depend on; matrix products for 1 x 1 filters in
+ * float32 (conv_product.c); and our kernels where neither has anything (conv_direct.cu).
  *
  * One handle, on the device's stream; one lock around it and the cache, held while a convolution is
  * queued (some microseconds) or planned (a millisecond or so). Plans know no addresses: what lies
@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "conv_direct.h"
+#include "conv_product.h"
 #include "cuda.h"
 #include "cudnn_graph.h"
 
@@ -345,13 +346,16 @@ static int convolve_plain(const operands *o, const conv_spec *spec)
 static int convolve(operands *o, const conv_spec *spec)
 {
     conv_spec plain = without_epilogue(spec), whole = *spec;
+    int status = direct_only ? ASEN_DECLINED : conv_product(o->call, spec, o->data);
+    if (status != ASEN_DECLINED)
+        return status;
     if (memcmp(&plain, spec, sizeof plain) == 0)
         return convolve_plain(o, spec);
     if (!spec->bias) {
         CUDA_OK(operand_zero_bias(o, spec));
         whole.bias = 1;
     }
-    int status = convolve_planned(o, &whole);
+    status = convolve_planned(o, &whole);
     if (status != ASEN_DECLINED)
         return status;
     CUDA_OK(convolve_plain(o, &plain));

@@ -9,20 +9,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cuda.h"
+#include "matmul.h"
 
 enum { WORKSPACE = 32 << 20, BUCKETS = 256, MOST_PLANS = 4096 };
 
-/* What an algorithm depends on. Compared as bytes: no padding. */
-typedef struct product {
-    int64_t m, n, k, batch; /* y (batch, m, n) */
-    int32_t trans_a, trans_b, dtype, bias, tf32;
-    int32_t alignment; /* of all pointers, in bytes */
-} product;
-
 typedef struct plan {
     struct plan *next;
-    product key;
+    cuda_product key;
     cublasLtMatmulDesc_t operation;
     cublasLtMatrixLayout_t a, b, y;
     cublasLtMatmulAlgo_t algorithm;
@@ -60,7 +53,7 @@ static cudaDataType_t data_type(int32_t dtype)
     }
 }
 
-static cublasComputeType_t compute_type(const product *p)
+static cublasComputeType_t compute_type(const cuda_product *p)
 {
     if (p->dtype == ASEN_F64)
         return CUBLAS_COMPUTE_64F;
@@ -83,7 +76,7 @@ static void plan_free(plan *p)
 }
 
 /* A batch of dense row-major (rows, columns), read as column-major (columns, rows). */
-static int layout_new(cublasLtMatrixLayout_t *out, const product *p, int64_t rows, int64_t columns)
+static int layout_new(cublasLtMatrixLayout_t *out, const cuda_product *p, int64_t rows, int64_t columns)
 {
     int status = ASEN_OK;
     int32_t batch = (int32_t)p->batch;
@@ -100,16 +93,18 @@ done:
 static int operation_new(plan *p)
 {
     int status = ASEN_OK;
-    const product *key = &p->key;
+    const cuda_product *key = &p->key;
     cublasOperation_t transpose = CUBLAS_OP_T;
-    cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+    cublasLtEpilogue_t epilogue = key->bias && key->relu ? CUBLASLT_EPILOGUE_RELU_BIAS
+                                  : key->bias            ? CUBLASLT_EPILOGUE_BIAS
+                                                         : CUBLASLT_EPILOGUE_RELU;
     TRY(cublasLtMatmulDescCreate(&p->operation, compute_type(key), key->dtype == ASEN_F64 ? CUDA_R_64F : CUDA_R_32F));
     /* b stands first: see above */
     if (key->trans_b)
         TRY(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSA, &transpose, sizeof transpose));
     if (key->trans_a)
         TRY(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSB, &transpose, sizeof transpose));
-    if (key->bias)
+    if (key->bias || key->relu)
         TRY(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
 done:
     return status;
@@ -145,7 +140,7 @@ done:
 }
 
 /* ASEN_DECLINED: cuBLASLt has no algorithm for it. */
-static int plan_new(const product *key, plan **out)
+static int plan_new(const cuda_product *key, plan **out)
 {
     int status = ASEN_OK;
     *out = NULL;
@@ -183,7 +178,7 @@ static void forget(void)
     plan_count = 0;
 }
 
-static int plan_get(const product *key, plan **out)
+static int plan_get(const cuda_product *key, plan **out)
 {
     uint64_t hash = 1469598103934665603u; /* FNV-1a */
     for (size_t i = 0; i < sizeof *key; i++)
@@ -224,14 +219,24 @@ static int32_t common_alignment(const void *const *pointer, int count)
     return (int32_t)(bits & -bits);
 }
 
-/* y = a b (+ bias, by rows); ASEN_DECLINED as plan_new says. */
-static int multiply(const asen_call *call, const product *key, const void *a, const void *b, const void *bias, void *y)
+int cuda_product_run(const asen_call *call, cuda_product *key, const void *a, const void *b, const void *bias,
+                     const void *residual, void *y)
 {
     plan *p;
     void *workspace = NULL;
-    const float one = 1, zero = 0;
-    const double one_wide = 1, zero_wide = 0;
+    const void *pointer[] = {a, b, y, bias, residual};
+    const float number[2] = {0, 1};
+    const double wide_number[2] = {0, 1};
     bool wide = key->dtype == ASEN_F64;
+    const void *one = wide ? (const void *)&wide_number[1] : &number[1];
+    const void *beta = wide ? (const void *)&wide_number[residual != NULL] : &number[residual != NULL];
+    if (key->m == 0 || key->n == 0 || key->batch == 0)
+        return ASEN_OK;
+    key->alignment = common_alignment(pointer, 5);
+    key->tf32 = key->dtype == ASEN_F32 && cuda.tf32;
+    key->bias = bias != NULL;
+    key->residual = residual != NULL;
+
     pthread_mutex_lock(&lock);
     int status = plan_get(key, &p);
     if (status != ASEN_OK)
@@ -242,9 +247,8 @@ static int multiply(const asen_call *call, const product *key, const void *a, co
         goto done;
     if (key->bias)
         TRY(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
-    TRY(cublasLtMatmul(handle, p->operation, wide ? (const void *)&one_wide : &one, b, p->b, a, p->a,
-                       wide ? (const void *)&zero_wide : &zero, y, p->y, y, p->y, &p->algorithm, workspace, p->workspace,
-                       cuda.stream));
+    TRY(cublasLtMatmul(handle, p->operation, one, b, p->b, a, p->a, beta, residual != NULL ? residual : y, p->y, y, p->y,
+                       &p->algorithm, workspace, p->workspace, cuda.stream));
 done:
     if (workspace != NULL)
         cuda_scratch_free(call, workspace, p->workspace);
@@ -260,52 +264,44 @@ static int add_bias(const asen_call *call, asen_tensor *y, asen_tensor *bias)
     return cuda_add(&add);
 }
 
-static int product_run(const asen_call *call, product *key, asen_tensor *bias)
+static int row_run(const asen_call *call, cuda_product *key, asen_tensor *bias)
 {
     asen_tensor *y = call->out[0];
-    const void *pointer[] = {asen_tensor_data(call->in[0]), asen_tensor_data(call->in[1]), asen_tensor_data(y),
-                             bias != NULL ? asen_tensor_data(bias) : NULL};
-    if (key->m == 0 || key->n == 0 || key->batch == 0)
+    const void *a = asen_tensor_data(call->in[0]), *b = asen_tensor_data(call->in[1]);
+    int status;
+    if (asen_tensor_count(y) == 0)
         return ASEN_OK;
-    int status = ASEN_DECLINED;
     if (key->k == 0) {
         const uint64_t zero = 0;
-        size_t size = key->dtype == ASEN_F64 ? 8 : key->dtype == ASEN_F32 ? 4 : 2;
-        CUDA_OK(cuda_fill(NULL, asen_tensor_data(y), &zero, size, key->batch * key->m * key->n));
+        CUDA_OK(cuda_fill(NULL, asen_tensor_data(y), &zero, asen_dtype_size(y->dtype), asen_tensor_count(y)));
         return bias != NULL ? add_bias(call, y, bias) : ASEN_OK;
     }
-    key->alignment = common_alignment(pointer, 4);
-    key->tf32 = key->dtype == ASEN_F32 && cuda.tf32;
-    key->bias = bias != NULL;
-    status = multiply(call, key, pointer[0], pointer[1], pointer[3], asen_tensor_data(y));
+    status = cuda_product_run(call, key, a, b, bias != NULL ? asen_tensor_data(bias) : NULL, NULL, asen_tensor_data(y));
     if (status != ASEN_DECLINED || bias == NULL)
         return status;
-    key->bias = 0;
-    CUDA_OK(multiply(call, key, pointer[0], pointer[1], NULL, asen_tensor_data(y)));
+    CUDA_OK(cuda_product_run(call, key, a, b, NULL, NULL, asen_tensor_data(y)));
     return add_bias(call, y, bias);
 }
-
-static bool is_float(const asen_tensor *t) { return t->dtype >= ASEN_F16 && t->dtype <= ASEN_F64; }
 
 int cuda_matmul(const asen_call *call)
 {
     const asen_tensor *a = call->in[0], *y = call->out[0];
     int last = a->ndim - 1, trans_a = call->attrs->matmul.trans_a != 0;
-    if (!is_float(a))
+    if (!asen_dtype_is_float(a->dtype))
         return ASEN_DECLINED;
-    product key = {.m = y->shape[last - 1], .n = y->shape[last], .k = a->shape[last - trans_a],
-                   .batch = a->ndim == 3 ? a->shape[0] : 1, .trans_a = trans_a,
-                   .trans_b = call->attrs->matmul.trans_b != 0, .dtype = (int32_t)a->dtype};
-    return product_run(call, &key, NULL);
+    cuda_product key = {.m = y->shape[last - 1], .n = y->shape[last], .k = a->shape[last - trans_a],
+                        .batch = a->ndim == 3 ? a->shape[0] : 1, .trans_a = trans_a,
+                        .trans_b = call->attrs->matmul.trans_b != 0, .dtype = (int32_t)a->dtype};
+    return row_run(call, &key, NULL);
 }
 
 /* y (N, M) = x (N, K) w (M, K)^T + bias (M) */
 int cuda_linear(const asen_call *call)
 {
     const asen_tensor *x = call->in[0], *w = call->in[1];
-    if (!is_float(x))
+    if (!asen_dtype_is_float(x->dtype))
         return ASEN_DECLINED;
-    product key = {.m = x->shape[0], .n = w->shape[0], .k = x->shape[1], .batch = 1, .trans_b = 1,
-                   .dtype = (int32_t)x->dtype};
-    return product_run(call, &key, call->n_in > 2 ? call->in[2] : NULL);
+    cuda_product key = {.m = x->shape[0], .n = w->shape[0], .k = x->shape[1], .batch = 1, .trans_b = 1,
+                        .dtype = (int32_t)x->dtype};
+    return row_run(call, &key, call->n_in > 2 ? call->in[2] : NULL);
 }

@@ -19,6 +19,11 @@ struct matmul_desc {
     int bias_type = -1;
 };
 
+static bool has_bias(const matmul_desc &d)
+{
+    return d.epilogue == CUBLASLT_EPILOGUE_BIAS || d.epilogue == CUBLASLT_EPILOGUE_RELU_BIAS;
+}
+
 struct layout {
     cudaDataType_t type;
     uint64_t rows, columns;
@@ -82,7 +87,7 @@ static const char *shapes_wrong(const matmul_desc &d, const layout &a, const lay
 static bool supported(const matmul_desc &d, const layout &a, const layout &b, const layout &c, const layout &out)
 {
     int sm = 10 * device().properties.major + device().properties.minor;
-    bool wide = a.type == CUDA_R_64F, bias = d.epilogue == CUBLASLT_EPILOGUE_BIAS;
+    bool wide = a.type == CUDA_R_64F, epilogue = d.epilogue != CUBLASLT_EPILOGUE_DEFAULT;
     if (a.type != b.type || c.type != out.type || out.type != a.type || type_size(a.type) == 0)
         return false;
     if (a.type == CUDA_R_16BF && sm < 80)
@@ -92,7 +97,7 @@ static bool supported(const matmul_desc &d, const layout &a, const layout &b, co
         return false;
     if (d.compute == CUBLAS_COMPUTE_32F_FAST_TF32 && a.type != CUDA_R_32F)
         return false;
-    return (d.epilogue == CUBLASLT_EPILOGUE_DEFAULT || bias) && !(wide && bias);
+    return (!epilogue || has_bias(d) || d.epilogue == CUBLASLT_EPILOGUE_RELU) && !(wide && epilogue);
 }
 
 /* The memory that a matrix takes, in bytes. */
@@ -137,8 +142,10 @@ static void product(const matmul_desc &d, double alpha, const void *a, const lay
                 double value = alpha * sum[(size_t)(i * n + j)];
                 if (beta != 0)
                     value += beta * element_read(c, lc.type, at(lc, batch, i, j));
-                if (d.epilogue == CUBLASLT_EPILOGUE_BIAS)
+                if (has_bias(d))
                     value += element_read(d.bias, d.bias_type < 0 ? lo.type : (cudaDataType_t)d.bias_type, i);
+                if (d.epilogue == CUBLASLT_EPILOGUE_RELU || d.epilogue == CUBLASLT_EPILOGUE_RELU_BIAS)
+                    value = value < 0 ? 0 : value;
                 element_write(out, lo.type, at(lo, batch, i, j), value);
             }
     }
@@ -381,7 +388,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
         wrong = "the workspace is smaller than the algorithm wants";
     if (!wrong && workspace && (uintptr_t)workspace % 256 != 0)
         wrong = "the workspace is not aligned to 256 bytes";
-    if (!wrong && d->epilogue == CUBLASLT_EPILOGUE_BIAS && d->bias == nullptr)
+    if (!wrong && has_bias(*d) && d->bias == nullptr)
         wrong = "there is no bias pointer";
     const void *pointer[4] = {a, b, c, out};
     for (int i = 0; i < 4 && !wrong; i++)
@@ -395,7 +402,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
     for (int i = 0; i < 4 && !wrong; i++)
         if ((i != 2 || scale[1] != 0) && !memory_covers(pointer[i], extent(*l[i]), &why))
             wrong = why.c_str();
-    if (!wrong && d->epilogue == CUBLASLT_EPILOGUE_BIAS && !memory_covers(d->bias, bias_bytes, &why))
+    if (!wrong && has_bias(*d) && !memory_covers(d->bias, bias_bytes, &why))
         wrong = why.c_str();
     if (!wrong && workspace_bytes && !memory_covers(workspace, workspace_bytes, &why))
         wrong = why.c_str();
