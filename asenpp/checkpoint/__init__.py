@@ -58,7 +58,7 @@ def save(obj: Any, path: str | os.PathLike, *, metadata: Mapping[str, str] | Non
 
     obj: nested dicts, OrderedDicts (their `_metadata` included), lists, tuples, str, bytes, int,
     float, bool, None, NumPy scalars (written as Python's), and arrays: numpy.ndarray, or anything
-    with `numpy()` or `__array__`, of float64/32/16, int64/32/16/8, uint8 or bool, or a BFloat16.
+    with `numpy()` or `__array__`, of float64/32/16, int and uint of 64/32/16/8 bits or bool, or a BFloat16.
     Arrays become contiguous CPU tensors of the same shape; those over the same memory share a storage.
     Safetensors hold one flat dictionary of arrays, and `metadata`, strings by name (None: those that
     `obj` was loaded with).
