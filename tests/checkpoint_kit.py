@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import struct
 import tarfile
 import zipfile
@@ -220,3 +221,18 @@ def safetensors_file(header, data: bytes = b"") -> bytes:
     if not isinstance(header, bytes):
         header = json.dumps(header).encode()
     return struct.pack("<Q", len(header)) + header + data
+
+
+def same(a, b) -> bool:
+    """Equality of nested values with arrays, types and array dtypes included."""
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        a, b = np.asarray(a), np.asarray(b)
+        return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, dict):
+        return (list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+                and same(getattr(a, "_metadata", None), getattr(b, "_metadata", None)))
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b and math.copysign(1, a) == math.copysign(1, b) if isinstance(a, float) else a == b

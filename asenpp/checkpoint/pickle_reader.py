@@ -6,9 +6,10 @@ fixed table, and what is not in it is an error that names it. Calls (REDUCE) rea
 of that table, which build plain values and array descriptions.
 
 Work and memory are bounded: every opcode, and every value that one makes, is charged to a budget
-of MAX_MEMORY and the pickle's own length. Values nest MAX_DEPTH deep at most and never hold
-themselves. Keys are flat and small, since hashing nested or huge ones takes long, and messages show
-values in brief, since writing out shared ones does too.
+of MAX_MEMORY and the pickle's own length. Values nest MAX_DEPTH deep at most, never hold
+themselves, and are MAX_VALUES at most to who walks through them, however they are shared. Keys are
+flat and small, since hashing nested or huge ones takes long, and messages show values in brief, since
+writing out shared ones does too.
 
 The bytes are taken from the file's map. `pickletools.genops`, which would split them into opcodes,
 takes longer than all the rest of loading a file.
@@ -33,6 +34,7 @@ MAX_STRING = 4 << 20  # bytes, which may become four times as many
 MAX_LINE = 4096
 MAX_INT_BYTES = 255
 MAX_DEPTH = 100
+MAX_VALUES = 1 << 21
 MAX_TUPLE_KEYS = 1000  # tuples of equal hash are easily made, and looking one up compares them all
 _STEP, _CONTAINER = 64, 128  # what an opcode is charged, and a container beyond it
 
@@ -434,27 +436,30 @@ def _integer(text: str) -> int:
     return value
 
 
-def _measure(value, parts: type | tuple, level: int, heights: dict[int, int]) -> int:
-    """How many containers deep `value` is. Raises PickleError where that is too deep (one that holds
-    itself is endlessly so) or where there is a Part that is not one of `parts`. heights: of
-    containers seen before, by id."""
+def _measure(value, parts: type | tuple, level: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """How many containers deep `value` is, and how many values it has to who walks through it, where
+    shared ones count each time. Raises PickleError where either is too much (what holds itself is
+    endless) or where there is a Part that is not one of `parts`. known: containers seen before, by id."""
     if type(value) not in _CONTAINERS:
         if isinstance(value, Part) and not isinstance(value, parts):
             raise PickleError(f"a {brief(value)} where a value belongs")
-        return 0
-    height = heights.get(id(value))
-    if height is None:
-        inner = list(value.values()) if isinstance(value, dict) else value
-        deepest = 0
+        return 0, 1
+    if id(value) not in known:
+        height, count = 0, 1
         if level < MAX_DEPTH:
-            for item in inner:
-                deepest = max(deepest, _measure(item, parts, level + 1, heights))
+            inner = list(value.values()) if isinstance(value, dict) else value
             if type(value) is OrderedDict and hasattr(value, "_metadata"):
-                deepest = max(deepest, _measure(value._metadata, parts, level + 1, heights))
-        height = heights[id(value)] = deepest + 1
+                inner = [*inner, value._metadata]
+            for item in inner:
+                higher, more = _measure(item, parts, level + 1, known)
+                height, count = max(height, higher), count + more
+        known[id(value)] = height + 1, count
+    height, count = known[id(value)]
     if level + height > MAX_DEPTH:
         raise PickleError(f"values are nested deeper than {MAX_DEPTH} levels")
-    return height
+    if count > MAX_VALUES:
+        raise PickleError(f"more than {MAX_VALUES} values, shared ones counted each time")
+    return height, count
 
 
 _CONTAINERS = {dict, OrderedDict, list, tuple}

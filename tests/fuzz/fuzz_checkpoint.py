@@ -49,6 +49,7 @@ FORBIDDEN = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Po
 OPCODES = b"(.0125FIJKLMNPQRSTUVXabcdeghijlopqrstu}])BC" + bytes(range(0x80, 0x99))
 _armed = False
 _caught: list[str] = []
+_address_space = 0  # of the process before the first case
 
 
 class Hang(BaseException):
@@ -167,6 +168,7 @@ def check(data: bytes, path: str, read, **options) -> tuple[str | None, bool]:
         file.write(data)
     wrong, taken = None, False
     _armed = True
+    _limit(2 * len(data))  # the file's size, and its map
     signal.setitimer(signal.ITIMER_PROF, SECOND)
     try:
         touch(read(path, **options))
@@ -188,13 +190,18 @@ def check(data: bytes, path: str, read, **options) -> tuple[str | None, bool]:
     return wrong, taken
 
 
+def _limit(more: int) -> None:
+    if _address_space:
+        resource.setrlimit(resource.RLIMIT_AS, (_address_space + ROOM + more, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
 def arm() -> None:
     """The audit hook, the timer's handler and the limit of address space, for this process."""
+    global _address_space
     sys.addaudithook(_audit)
     signal.signal(signal.SIGPROF, _alarm)
     with open("/proc/self/statm") as file:
-        now = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + ROOM, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        _address_space = int(file.read().split()[0]) * resource.getpagesize()
 
 
 def fuzz(count: int, seed: int, seconds: float | None = None) -> int:
