@@ -46,7 +46,7 @@ class Container(NamedTuple):
 
 CONTAINERS = [
     Container("PyTorch's ZIP container", lambda head, size: head.startswith(ZIP_MAGIC), read_zip),
-    Container("PyTorch's stream container", lambda head, size: STREAM_MAGIC in head[:16], read_stream),
+    Container("PyTorch's stream container", lambda head, size: STREAM_MAGIC in head[:32], read_stream),
     Container("PyTorch's tar container", probe_tar, read_tar),
     Container("safetensors", probe_safetensors, read_safetensors),
 ]
