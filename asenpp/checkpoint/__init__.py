@@ -32,7 +32,7 @@ from .tensors import BFloat16, TensorInfo
 from .zip_container import MAGIC as ZIP_MAGIC
 from .zip_container import read_zip, write_zip
 
-__all__ = ["BFloat16", "CheckpointError", "TensorInfo", "copy_file", "inspect", "load", "save"]
+__all__ = ["BFloat16", "CheckpointError", "TensorInfo", "copy_file", "inspect", "load", "save", "weights"]
 
 
 class Container(NamedTuple):
@@ -99,6 +99,17 @@ def inspect(path: str | os.PathLike) -> tuple[str, Any]:
     """(name of the container, its object with a TensorInfo for each tensor): no data are read.
     Raises as `load`."""
     return _read(path, writable=False, verify=False, listing=True)
+
+
+def weights(obj: Any) -> Mapping[str, Any] | None:
+    """The state dict in a loaded object: what stands under "model" or "state_dict", or the object
+    itself where it is one (a dictionary with tensors); None where there is none."""
+    if not isinstance(obj, Mapping):
+        return None
+    for key in ("model", "state_dict"):
+        if isinstance(obj.get(key), Mapping):
+            return obj[key]
+    return obj if any(isinstance(getattr(value, "shape", None), tuple) for value in obj.values()) else None
 
 
 def _read(path: str | os.PathLike, **options) -> tuple[str, Any]:
