@@ -102,6 +102,8 @@ def rebuild_tensor(storage, offset, size, stride, *rest):
         raise PickleError(f"a tensor of size {brief(size)}, stride {brief(stride)} from {brief(offset)} reaches "
                           f"element {brief(last)} of a storage of {storage.count}")
     dtype = storage.dtype
+    if math.prod(size) * dtype.itemsize >= 1 << 63:
+        raise PickleError(f"a tensor of size {brief(size)}, which is more than memory can be")
     try:
         if 0 in size:
             empty = np.empty(size, dtype)

@@ -54,7 +54,7 @@ def pickle_bombs() -> dict[str, bytes]:
                             + b"h\0h\1h\2\x86R" * 100 + b"l"),
         "scalars": (b"cnumpy.core.multiarray\nscalar\nq\0cnumpy\ndtype\nX\2\0\0\0f8\x85Rq\1("
                     + b"h\0h\1C\x0812345678\x86R" * 200_000 + b"l"),
-        "an exponential value": b"N" + b"2\x86" * 60, "an exponential list": b"](NNeq\0" + b"(h\0h\0lq\0" * 60,
+        "an exponential value": b"N" + b"2\x86" * 60, "an exponential list": b"](NNeq\0" + b"0(h\0h\0lq\0" * 60,
     }
 
 
