@@ -101,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             left_out = convert(options.source, options.target)
             if left_out:
                 names = ", ".join(left_out[:5]) + (", …" if len(left_out) > 5 else "")
-                print(f"{options.target}: there is no place in it for {names}: left out", file=sys.stderr)
+                print(f"{options.target}: there is no place in it for {names}: left out",
+                      file=sys.stderr)
     except MemoryError as error:  # a tensor with strides of zero may be larger than its file
         print(f"error: {options.source}: its tensors need more memory than there is ({error})", file=sys.stderr)
         return 1

@@ -14,6 +14,7 @@ import pytest
 import checkpoint_kit as kit
 from asenpp import checkpoint
 from asenpp.checkpoint import CheckpointError
+from asenpp.checkpoint.records import Records
 
 STORAGE = kit.Storage(np.arange(6, dtype=np.float32))
 OBJ = {"a": kit.Tensor(STORAGE, 0, (2, 3), (3, 1)), "b": kit.Tensor(STORAGE, 2, (4,), (1,))}
@@ -139,6 +140,8 @@ SAFETENSORS = {
     "metadata that are no strings": (safe(lambda h: h.update(__metadata__={"a": 1})), "no dictionary of strings"),
     "a header that is no JSON": (kit.safetensors_file(b"{nothing"), "no JSON"),
     "a header that is too long": (kit.safetensors_file(b"{" + b" " * (5 << 20)), "more than the"),
+    "an integer of many digits": (kit.safetensors_file(b'{"a":' + b"1" * 30 + b"}"), "an integer of 30 digits"),
+    "a header of many parts": (kit.safetensors_file(b'{"a":[' + b"1," * 200_000 + b"1]}"), "more than 200000 parts"),
     "truth values of 2": (kit.safetensors_file({"t": {"dtype": "BOOL", "shape": [1], "data_offsets": [0, 1]}}, b"\2"), "truth values"),
 }
 LIES = {**{f"stream: {k}": v for k, v in STREAM.items()}, **{f"tar: {k}": v for k, v in TAR.items()},
@@ -170,6 +173,18 @@ def test_every_truncation_is_an_error(tmp_path, kind):
             assert length >= content and kit.same(got, whole)
         except CheckpointError as error:
             assert str(tmp_path / "x") in str(error)
+
+
+def test_no_storage_is_taken_from_outside_the_file(tmp_path):
+    """The containers look first; what maps and reads for them looks again."""
+    (tmp_path / "x").write_bytes(bytes(64))
+    for writable in (False, True):
+        with open(tmp_path / "x", "rb") as file:
+            records = Records(file, "x", writable=writable)
+            assert records.storage("s", 32, np.dtype("<f4"), 8).array.size == 8
+            for start, count in ((32, 9), (64, 1), (-4, 1), (0, 1 << 62), (0, -1), (1 << 70, 1)):
+                with pytest.raises(CheckpointError, match="reaches beyond the file of 64"):
+                    records.storage("s", start, np.dtype("<f4"), count)
 
 
 # -- two things at once ------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import asenpp
 import checkpoint_kit as kit
 from asenpp import checkpoint, models
 from asenpp.engine.command import main
+from asenpp.engine.state import read
 from engine_kit import IMAGES, PIXELS, command, files
 
 
@@ -60,6 +61,7 @@ def write(path, container: str, form: str, state) -> str:
 def test_resume_takes_any_file(folder, trained, tmp_path, capsys, container, form):
     """--test gives the very result of the weights' own run; training takes the weights and begins at epoch 1."""
     path = write(tmp_path / "file.pth.tar", container, form, trained["model"])
+    assert "optimizer" not in read(path) and (form != "bare" or list(read(path)) == ["model"])
     events = folder / "runs/Garments_s1/metrics.jsonl"
     before = len(events.read_text().splitlines())
     assert main(command(folder, "s1", "--resume", path, "--test", "VALID")) == 0
