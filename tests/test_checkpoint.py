@@ -157,6 +157,28 @@ def test_what_cannot_be_saved_is_named_and_nothing_is_written(tmp_path, value, p
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize("name,obj,message", [
+    ("x", {"list": [1000] * 700_000}, "could not be read back: .* more than 40 MB of values"),
+    ("x", {"text": "a" * (5 << 20)}, "could not be read back: .* a string of"),
+    ("x", {(i, 0): i for i in range(2000)}, "could not be read back: .* tuples as keys"),
+    ("x", [np.zeros(1) for _ in range(25_000)], "could not be read back: .* too many values"),
+    ("x.safetensors", {str(i): np.zeros(1) for i in range(30_000)}, "30000 tensors: their header would have more than"),
+])
+def test_what_would_not_be_read_is_not_written(tmp_path, name, obj, message):
+    """The bounds of reading hold for writing: a file that comes out and not in again is a loss."""
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.save(obj, tmp_path / name)
+    assert os.listdir(tmp_path) == []
+
+
+def test_as_many_tensors_as_are_written_are_read(tmp_path):
+    arrays = {f"a rather long name of a tensor {i}": np.full(1, i) for i in range(8000)}
+    for name in ("x", "x.safetensors"):
+        checkpoint.save(arrays, tmp_path / name)
+        got = checkpoint.load(tmp_path / name)
+        assert len(got) == 8000 and all(int(value[0]) == i for i, value in enumerate(got.values()))
+
+
 def test_cycles_and_depth_are_refused(tmp_path):
     cycle = {"a": []}
     cycle["a"].append(cycle)

@@ -128,6 +128,23 @@ def test_pretrained_takes_imagenet_files(tmp_path, container):
         assert np.array_equal(own[name].numpy(), state[name]) and np.array_equal(backbone[name].numpy(), state[name])
 
 
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_weights_of_other_dtypes_load(tmp_path, dtype):
+    """load_state_dict takes what `load` gives for half, double and bfloat16 files, and reports on it."""
+    net = asenpp.nn.Linear(3, 2)
+    weight = np.float32([[1, -2, 3], [0.5, 0, 8]])
+    if dtype == "bfloat16":
+        storage = kit.Storage((weight.view(np.uint32) >> 16).astype(np.uint16), "BFloat16")
+        tensor = kit.Tensor(storage, 0, (2, 3), (3, 1))
+    else:
+        tensor = kit.tensor(weight.astype(dtype))
+    (tmp_path / "x").write_bytes(kit.stream_file({"weight": tensor, "extra": tensor}))
+    report = net.load_state_dict(asenpp.load(tmp_path / "x"), strict=False)
+    assert report == (["weight"], ["bias"], ["extra"])
+    value = net.weight.detach().numpy()
+    assert value.dtype == np.float32 and np.array_equal(value, weight)
+
+
 def test_a_trained_checkpoint_goes_to_pytorch_whole(folder, trained):
     """weights_only=True takes optimizer, schedule, sampler, random states and configuration; what PyTorch writes of
     them goes on in the same bits."""

@@ -77,10 +77,17 @@ def write_safetensors(obj, path: str | os.PathLike, metadata: Mapping[str, str] 
     if len(text) > MAX_HEADER:
         raise CheckpointError(f"cannot save {len(arrays)} tensors: their header would have {len(text)} bytes, more than "
                               f"the {MAX_HEADER} that are read")
+    if _parts(text) > MAX_PARTS:
+        raise CheckpointError(f"cannot save {len(arrays)} tensors: their header would have more than the {MAX_PARTS} parts "
+                              "that are read")
     with atomic_file(path, 8 + len(text) + position) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in order:
             file.write(elements(arrays[name]))
+
+
+def _parts(header: bytes) -> int:
+    return sum(map(header.count, (b",", b"[", b"{")))
 
 
 def _pairs(pairs: list) -> dict:
@@ -102,7 +109,7 @@ def _header(records: Records) -> tuple[dict, int]:
     if length > MAX_HEADER:
         raise records.error(f"a header of {length} bytes, more than the {MAX_HEADER} that are read")
     text = records.read("the header", 8, length)
-    if sum(map(text.count, (b",", b"[", b"{"))) > MAX_PARTS:
+    if _parts(text) > MAX_PARTS:
         raise records.error(f"a header of more than {MAX_PARTS} parts")
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_pairs, parse_int=_integer)

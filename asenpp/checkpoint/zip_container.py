@@ -18,6 +18,7 @@ from typing import BinaryIO
 import numpy as np
 
 from .atomic import atomic_file
+from .errors import CheckpointError
 from .pickle_reader import MAX_PICKLE, Name, PickleError, brief, read_pickle
 from .pickle_writer import Pickler
 from .records import Records, parse_order
@@ -28,7 +29,7 @@ ROOT = "archive"
 ALIGNMENT = 64
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, lengths of name and extra field
 _CHUNK = 16 << 20
-MAX_DIRECTORY = 4 << 20  # bytes; a record takes about 100
+MAX_DIRECTORY = 4 << 20  # bytes; a record takes up to 150
 _END = struct.Struct("<4s8xIIH")  # signature, …, size and place of the directory, length of the comment
 _LOCATOR = struct.Struct("<4s4xQ4x")  # signature, place of the ZIP64 end
 _END64 = struct.Struct("<4s36xQQ")
@@ -58,9 +59,18 @@ def elements(array: np.ndarray) -> memoryview | bytes:
     return memoryview(array.reshape(-1).view(np.uint8)) if array.size else b""
 
 
+def _read_back(pickler: Pickler) -> None:
+    """Raises CheckpointError for what would be refused when it is read: it is too late to learn that then."""
+    try:
+        read_pickle(pickler.data, 0, len(pickler.data), NAMES, lambda pid: Storage(None, pid[1].dtype, pid[4]))
+    except PickleError as error:
+        raise CheckpointError(f"cannot save the object, since it could not be read back: {error}") from None
+
+
 def write_zip(obj, path: str | os.PathLike) -> None:
     """Writes `obj` to `path`, whole or not at all. See `asenpp.checkpoint.save`."""
     pickler = Pickler(obj)
+    _read_back(pickler)
     needed = len(pickler.data) + sum(array.nbytes + 300 for array in pickler.storages) + 1000
     with atomic_file(path, needed) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         _write_record(archive, "data.pkl", pickler.data)
