@@ -20,9 +20,11 @@ import argparse
 import codecs
 import collections
 import errno
+import functools
 import io
 import os
 import pathlib
+import pickletools
 import random
 import resource
 import signal
@@ -47,6 +49,12 @@ TOUCHED = 1 << 20  # a tensor of more bytes, which takes strides of zero, is not
 FORBIDDEN = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen", "exec", "compile", "import",
              "os.remove", "os.rename", "socket.connect", "ctypes.dlopen", "pickle.find_class")
 OPCODES = b"(.0125FIJKLMNPQRSTUVXabcdeghijlopqrstu}])BC" + bytes(range(0x80, 0x99))
+PIECES = [b"N", b"K\1", b"\x8a\1\xff", b"\x8a\x08" + b"\xff" * 7 + b"\x7f", b"G" + bytes(8), b"C\1x", kit.text("a"), kit.text("storage"),
+          b")", b"]", b"}", b"(", b"0", b"1", b"2", b"\x85", b"\x86", b"\x87", b"t", b"l", b"d", b"a", b"e", b"s", b"u", b"R",
+          b"\x81", b"b", b"Q", b"q\0", b"h\0", b"h\1", b"h\2", b"ctorch\nFloatStorage\n", b"ctorch\nuint16\n", b"ctorch\nSize\n",
+          b"ctorch.storage\nUntypedStorage\n", b"ctorch._utils\n_rebuild_tensor_v3\n", b"ctorch._utils\n_rebuild_parameter\n",
+          b"ccollections\nOrderedDict\n", b"c_codecs\nencode\n", b"cnumpy\ndtype\n", b"cnumpy.core.multiarray\nscalar\n",
+          b"ctorch.nn.parameter\nParameter\n", b"ctorch\ndevice\n", b"cos\nsystem\n"]
 _armed = False
 _caught: list[str] = []
 _address_space = 0  # of the process before the first case
@@ -126,6 +134,36 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
+@functools.lru_cache(maxsize=64)
+def operations(data: bytes) -> tuple[tuple[bytes, ...], int]:
+    """The opcodes of the pickle that `data` begins with, their arguments included, and where it ends."""
+    starts = [position for _, _, position in pickletools.genops(data)]
+    ends = [*starts[1:], starts[-1] + 1]
+    return tuple(data[start:end] for start, end in zip(starts, ends)), ends[-1]
+
+
+def mutate_opcodes(data: bytes, rng: random.Random) -> bytes:
+    """`data` with whole opcodes of its pickle gone, doubled, swapped or replaced: it parses, and means something else."""
+    steps, end = operations(data)
+    changed = list(steps)
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        if len(changed) < 2:
+            break
+        at, other = rng.randrange(1, len(changed)), rng.randrange(1, len(changed))
+        kind = rng.randrange(6)
+        if kind == 0:
+            del changed[at]
+        elif kind == 1:
+            changed.insert(other, changed[at])
+        elif kind == 2:
+            changed[at], changed[other] = changed[other], changed[at]
+        elif kind == 3:
+            changed[at] = changed[other]
+        else:
+            changed[at:at + kind - 4] = [rng.choice(PIECES)]
+    return b"".join(changed) + data[end:]
+
+
 def mutate_inside(name: str, data: bytes, rng: random.Random) -> bytes:
     """The container whole, with right lengths and checksums, around something changed."""
     if name.startswith("zip"):
@@ -133,7 +171,8 @@ def mutate_inside(name: str, data: bytes, rng: random.Random) -> bytes:
         with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(out, "w") as new:
             for info in old.infolist():
                 record = old.read(info)
-                new.writestr(info.filename, mutate(record, rng) if info.filename.endswith(".pkl") else record)
+                change = rng.choice((mutate, mutate_opcodes)) if info.filename.endswith(".pkl") else lambda data, rng: data
+                new.writestr(info.filename, change(record, rng))
         return kit.zip64_end(out.getvalue()) if "64" in name else out.getvalue()
     if name.startswith("tar"):
         members, at = {}, 0
@@ -142,12 +181,15 @@ def mutate_inside(name: str, data: bytes, rng: random.Random) -> bytes:
             members[data[at:at + 100].rstrip(b"\0").decode()] = data[at + 512:at + 512 + size]
             at += 512 + -(-size // 512) * 512
         for member in rng.sample(sorted(members), rng.randint(1, 2)):
-            members[member] = mutate(members[member], rng)
+            members[member] = rng.choice((mutate, mutate_opcodes))(members[member], rng)
         return kit.tar_of(members)
     if name == "safetensors":
         (length,) = struct.unpack_from("<Q", data)
         return kit.safetensors_file(mutate(data[8:8 + length], rng), data[8 + length:])
-    return mutate(data, rng)
+    place = 0
+    for _ in range(rng.choice((2, 3, 3, 3, 4))):  # of the stream's five pickles
+        place += operations(data[place:])[1]
+    return data[:place] + mutate_opcodes(data[place:], rng)
 
 
 def touch(value) -> None:
