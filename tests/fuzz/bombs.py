@@ -100,13 +100,11 @@ if __name__ == "__main__":
     cases, wrong = bombs(), {}
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "case")
-        for read in (checkpoint.load, checkpoint.inspect):
-            fuzz.check(kit.zip_file({"a": "ä"}), path, read)  # imports what reading needs
+        fuzz.check(kit.zip_file({"a": "ä"}), path, checkpoint.load)  # imports what reading needs
         fuzz.arm()
         for name, data in cases.items():
-            for read in (checkpoint.load, checkpoint.inspect):
-                complaint, taken = fuzz.check(data, path, read)
-                if complaint:
-                    wrong[name] = complaint
+            complaint, _ = fuzz.check(data, path, checkpoint.load)
+            if complaint:
+                wrong[name] = complaint
     print(f"{len(cases)} bombs", wrong)
     sys.exit(bool(wrong))
