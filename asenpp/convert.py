@@ -5,7 +5,7 @@
 
 IN may be any container that `asenpp.load` reads. Safetensors hold one flat dictionary of tensors: of
 a checkpoint they get the state dict under "model" or "state_dict", and its text and numbers as
-metadata; what is left out is named.
+metadata; of safetensors the ZIP container gets the tensors alone. What is left out is named.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def convert(source: str, target: str) -> list[str]:
     obj = load(source)
     if not target.endswith(".safetensors"):
         save(obj, target)
-        return []
+        return [f"metadata {name}" for name in getattr(obj, "metadata", {})]
     try:
         held, metadata, left_out = flat(obj)
     except CheckpointError as error:
@@ -101,7 +101,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             left_out = convert(options.source, options.target)
             if left_out:
                 names = ", ".join(left_out[:5]) + (", …" if len(left_out) > 5 else "")
-                print(f"{options.target}: safetensors hold no place for {names}: left out", file=sys.stderr)
+                print(f"{options.target}: there is no place in it for {names}: left out",
+                      file=sys.stderr)
+    except MemoryError as error:  # a tensor with strides of zero may be larger than its file
+        print(f"error: {options.source}: its tensors need more memory than there is ({error})", file=sys.stderr)
+        return 1
     except (CheckpointError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

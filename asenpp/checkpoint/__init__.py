@@ -32,7 +32,7 @@ from .tensors import BFloat16, TensorInfo
 from .zip_container import MAGIC as ZIP_MAGIC
 from .zip_container import read_zip, write_zip
 
-__all__ = ["BFloat16", "CheckpointError", "TensorInfo", "copy_file", "inspect", "load", "save"]
+__all__ = ["BFloat16", "CheckpointError", "TensorInfo", "copy_file", "inspect", "load", "save", "weights"]
 
 
 class Container(NamedTuple):
@@ -46,7 +46,7 @@ class Container(NamedTuple):
 
 CONTAINERS = [
     Container("PyTorch's ZIP container", lambda head, size: head.startswith(ZIP_MAGIC), read_zip),
-    Container("PyTorch's stream container", lambda head, size: STREAM_MAGIC in head[:16], read_stream),
+    Container("PyTorch's stream container", lambda head, size: STREAM_MAGIC in head[:32], read_stream),
     Container("PyTorch's tar container", probe_tar, read_tar),
     Container("safetensors", probe_safetensors, read_safetensors),
 ]
@@ -58,7 +58,7 @@ def save(obj: Any, path: str | os.PathLike, *, metadata: Mapping[str, str] | Non
 
     obj: nested dicts, OrderedDicts (their `_metadata` included), lists, tuples, str, bytes, int,
     float, bool, None, NumPy scalars (written as Python's), and arrays: numpy.ndarray, or anything
-    with `numpy()` or `__array__`, of float64/32/16, int64/32/16/8, uint8 or bool, or a BFloat16.
+    with `numpy()` or `__array__`, of float64/32/16, int and uint of 64/32/16/8 bits or bool, or a BFloat16.
     Arrays become contiguous CPU tensors of the same shape; those over the same memory share a storage.
     Safetensors hold one flat dictionary of arrays, and `metadata`, strings by name (None: those that
     `obj` was loaded with).
@@ -99,6 +99,17 @@ def inspect(path: str | os.PathLike) -> tuple[str, Any]:
     """(name of the container, its object with a TensorInfo for each tensor): no data are read.
     Raises as `load`."""
     return _read(path, writable=False, verify=False, listing=True)
+
+
+def weights(obj: Any) -> Mapping[str, Any] | None:
+    """The state dict in a loaded object: what stands under "model" or "state_dict", or the object
+    itself where it is one (a dictionary with tensors); None where there is none."""
+    if not isinstance(obj, Mapping):
+        return None
+    for key in ("model", "state_dict"):
+        if isinstance(obj.get(key), Mapping):
+            return obj[key]
+    return obj if any(isinstance(getattr(value, "shape", None), tuple) for value in obj.values()) else None
 
 
 def _read(path: str | os.PathLike, **options) -> tuple[str, Any]:

@@ -14,12 +14,13 @@ from collections import OrderedDict
 import numpy as np
 
 from .errors import CheckpointError
-from .pickle_reader import BFLOAT16, STORAGES
+from .pickle_reader import BFLOAT16, STORAGES, UNSIGNED, UNTYPED
 from .tensors import BFloat16
 
 MAX_DEPTH = 100  # four Python frames a level
 _BATCH = 1000
-_STORAGE_OF = {np.dtype(code): name for name, code in STORAGES.items()}
+_STORAGE_OF = {np.dtype(code): ("torch", name) for name, code in STORAGES.items()}
+_UNTYPED_OF = {np.dtype(code): name for name, code in UNSIGNED.items()}
 
 
 def as_array(value) -> np.ndarray | None:
@@ -204,7 +205,8 @@ class Pickler:
         self.out += {1: b"\x85", 2: b"\x86", 3: b"\x87"}.get(len(value), b"t")
         self._remember(("object", id(value)), value)
 
-    # tensors: _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)
+    # tensors: _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks), or where the dtype
+    # has no storage class, _rebuild_tensor_v3(storage of bytes, …, hooks, dtype)
 
     def _tensor(self, value) -> None:
         if self._recall(("object", id(value))):
@@ -217,15 +219,16 @@ class Pickler:
             self._fail(f"a {type(value).__module__}.{type(value).__qualname__} cannot be saved; "
                        "make it a dict, list, str, number or array")
         dtype = array.dtype.newbyteorder("<")
-        if dtype not in _STORAGE_OF:
+        untyped = _UNTYPED_OF.get(dtype)
+        if untyped is None and dtype not in _STORAGE_OF:
             self._fail(f"arrays of dtype {array.dtype} cannot be saved")
-        self._global("torch._utils", "_rebuild_tensor_v2")
+        self._global("torch._utils", "_rebuild_tensor_v3" if untyped else "_rebuild_tensor_v2")
         self.out += b"(("
         self._str("storage")
-        self._global("torch", _STORAGE_OF[dtype])
+        self._global(*(UNTYPED.rsplit(".", 1) if untyped else _STORAGE_OF[dtype]))
         self._str(self._storage_key(array))
         self._str("cpu")
-        self._int(array.size)
+        self._int(array.nbytes if untyped else array.size)
         self.out += b"tQ"
         self._int(0)
         strides, step = [], 1
@@ -236,6 +239,8 @@ class Pickler:
         self._ints(tuple(reversed(strides)))
         self.out += b"\x89"
         self._empty_ordered_dict()
+        if untyped:
+            self._global("torch", untyped)
         self.out += b"tR"
         self._remember(("object", id(value)), value)
 

@@ -26,7 +26,14 @@ class Records:
     def __init__(self, file: BinaryIO, path: str, *, writable: bool = False, listing: bool = False):
         self.file, self.path, self.writable, self.listing = file, path, writable, listing
         self.size = os.fstat(file.fileno()).st_size
-        self.map: mmap.mmap | None = None
+        self._map: mmap.mmap | None = None
+
+    @property
+    def map(self) -> mmap.mmap:
+        """The whole file, read-only."""
+        if self._map is None:
+            self._map = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._map
 
     def error(self, message: str) -> CheckpointError:
         return CheckpointError(f"{self.path}: {message}")
@@ -57,29 +64,41 @@ class Records:
         if count < 0 or not 0 <= start <= self.size - size:
             raise self.error(f"{name} of {count} elements of {dtype.itemsize} bytes at {start} reaches beyond the "
                              f"file of {self.size}")
-        if self.listing:
-            return Storage(None, dtype, count)
-        if crc is not None:
+        if crc is not None and not self.listing:
             self.check(name, start, size, crc)
-        if count == 0:
-            return Storage(np.empty(0, dtype), dtype, 0)
-        mapped = not self.writable and start % dtype.itemsize == 0 and (order == "<" or dtype.itemsize == 1)
-        if mapped:
-            if self.map is None:
-                self.map = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
-            raw = np.frombuffer(self.map, np.uint8, size, start)
-        else:
-            raw = np.empty(size, np.uint8)
-            self._fill(name, start, memoryview(raw))
-        if dtype.kind == "b" and raw.max() > 1:
-            raise self.error(f"{name}, a storage of truth values, holds {raw.max()}")
-        array = raw.view(dtype)
-        if order == ">" and dtype.itemsize > 1:
-            array.view(f"u{dtype.itemsize}").byteswap(inplace=True)
-        array.flags.writeable = self.writable
-        return Storage(array, dtype, count)
+        if self.listing or self.writable or count == 0 or start % dtype.itemsize or order == ">" and dtype.itemsize > 1:
+            storage = self.reserve(dtype, count, order)
+            self.fill(name, storage, start)
+            return storage
+        array = np.frombuffer(self.map, np.uint8, size, start).view(dtype)
+        self._check_truth(name, array)
+        return Storage(array, dtype, count, order)
 
-    def _fill(self, name: str, start: int, buffer: memoryview) -> None:
+    def reserve(self, dtype: np.dtype, count: int, order: str = "<") -> Storage:
+        """A storage in memory of its own, for `fill`; the caller knows that the file is long enough.
+        Where it is not to be written to, its array is a read-only view of the one that is filled."""
+        if self.listing:
+            return Storage(None, dtype, count, order)
+        array = np.empty(count, dtype).view()
+        array.flags.writeable = self.writable
+        return Storage(array, dtype, count, order)
+
+    def fill(self, name: str, storage: Storage, start: int) -> None:
+        """Reads a reserved storage's elements from byte `start`."""
+        if storage.array is None:
+            return
+        array = storage.array.base
+        if array.size:
+            self._read_into(name, start, memoryview(array.view(np.uint8)))
+        self._check_truth(name, array)
+        if storage.order == ">" and array.itemsize > 1:
+            array.view(f"u{array.itemsize}").byteswap(inplace=True)
+
+    def _check_truth(self, name: str, array: np.ndarray) -> None:
+        if array.dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
+            raise self.error(f"{name}, a storage of truth values, holds {array.view(np.uint8).max()}")
+
+    def _read_into(self, name: str, start: int, buffer: memoryview) -> None:
         self.file.seek(start)
         done = 0
         while done < len(buffer):

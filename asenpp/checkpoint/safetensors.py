@@ -24,8 +24,8 @@ from .records import Records
 from .tensors import rebuild_tensor
 from .zip_container import elements
 
-MAX_HEADER = 16 << 20
-MAX_PARTS = 300_000  # commas and brackets of the header
+MAX_HEADER = 4 << 20
+MAX_PARTS = 200_000  # commas and brackets of the header
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": BFLOAT16, "I64": "<i8", "I32": "<i4", "I16": "<i2",
           "I8": "|i1", "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "|u1", "BOOL": "|b1"}
 _NAMES = {np.dtype(code): name for name, code in DTYPES.items()}
@@ -77,10 +77,17 @@ def write_safetensors(obj, path: str | os.PathLike, metadata: Mapping[str, str] 
     if len(text) > MAX_HEADER:
         raise CheckpointError(f"cannot save {len(arrays)} tensors: their header would have {len(text)} bytes, more than "
                               f"the {MAX_HEADER} that are read")
+    if _parts(text) > MAX_PARTS:
+        raise CheckpointError(f"cannot save {len(arrays)} tensors: their header would have more than the {MAX_PARTS} parts "
+                              "that are read")
     with atomic_file(path, 8 + len(text) + position) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in order:
             file.write(elements(arrays[name]))
+
+
+def _parts(header: bytes) -> int:
+    return sum(map(header.count, (b",", b"[", b"{")))
 
 
 def _pairs(pairs: list) -> dict:
@@ -90,16 +97,22 @@ def _pairs(pairs: list) -> dict:
     return result
 
 
+def _integer(digits: str) -> int:
+    if len(digits) > 20:  # converting takes the square of their number
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
+
+
 def _header(records: Records) -> tuple[dict, int]:
     """The header, and where the data begin."""
     length = int.from_bytes(records.read("the header's length", 0, 8), "little")
     if length > MAX_HEADER:
         raise records.error(f"a header of {length} bytes, more than the {MAX_HEADER} that are read")
     text = records.read("the header", 8, length)
-    if sum(map(text.count, (b",", b"[", b"{"))) > MAX_PARTS:
+    if _parts(text) > MAX_PARTS:
         raise records.error(f"a header of more than {MAX_PARTS} parts")
     try:
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_pairs)
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_pairs, parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise records.error(f"its header is no JSON ({error!s:.100})") from None
     return header, 8 + length

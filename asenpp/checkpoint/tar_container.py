@@ -13,14 +13,14 @@ from __future__ import annotations
 import struct
 from typing import Any, BinaryIO
 
-from .pickle_reader import Name, PickleError, brief, names, read_pickle
+from .pickle_reader import Name, PickleError, brief, read_pickle
 from .records import Records, parse_order
-from .tensors import MAX_AXES, Storage, rebuild_tensor
+from .tensors import MAX_AXES, NAMES, Storage, rebuild_tensor
 
 _BLOCK = 512
 _MEMBERS = ("sys_info", "pickle", "tensors", "storages")
 _MAX_HEADERS = 64
-_MAX_TENSORS = 100_000
+_MAX_TENSORS = 20_000
 
 
 def probe_tar(head: bytes, size: int) -> bool:
@@ -46,6 +46,11 @@ def _members(records: Records) -> dict[str, tuple[int, int]]:
             return found
         block = records.read("a tar header", position, _BLOCK)
         if not block.strip(b"\0"):
+            while position < records.size:
+                count = min(records.size - position, 1 << 20)
+                if records.read("the tar file's end", position, count).strip(b"\0"):
+                    raise records.error("a tar file that has something behind its end")
+                position += count
             return found
         try:
             size, checksum = _number(block[124:136]), _number(block[148:156])
@@ -79,7 +84,6 @@ class _Reader:
         self.part, self.position, self.end, self.order = "sys_info", 0, 0, "<"
         self.storages: dict[Any, Storage] = {}
         self.tensors: dict[Any, Any] = {}
-        self.names = names(rebuild_tensor)
 
     def open(self, member: str) -> None:
         self.part = member
@@ -87,8 +91,8 @@ class _Reader:
             raise self.records.error(f"a tar file without {member}: not PyTorch's container")
         self.position, self.end = self.members[member]
 
-    def pickle(self, load=None):
-        value, self.position = read_pickle(self.records.file, self.position, self.end, self.names, load or _no_id)
+    def pickle(self, load=None, parts: type | tuple = ()):
+        value, self.position = read_pickle(self.records.map, self.position, self.end, NAMES, load or _no_id, parts)
         return value
 
     def integers(self, code: str, count: int = 1) -> tuple[int, ...]:
@@ -115,7 +119,7 @@ class _Reader:
         return value
 
     def entry(self) -> tuple:
-        value = self.pickle()
+        value = self.pickle(parts=Name)
         if not (type(value) is tuple and len(value) == 3 and _is_key(value[0]) and isinstance(value[2], Name)):
             raise PickleError(f"{brief(value)} describes no storage and no tensor")
         return value

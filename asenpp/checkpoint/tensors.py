@@ -7,25 +7,27 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .pickle_reader import BFLOAT16, PickleError, brief
+from .pickle_reader import BFLOAT16, Part, PickleError, brief, names
 
 MAX_AXES = 32  # NumPy 1.x's limit
 
 
-class Storage:
+class Storage(Part):
     """A storage's elements: a contiguous array (count,), or None where a file is only listed. A
-    class of its own, so that a pickle cannot pass a tensor where a storage is expected."""
+    class of its own, so that a pickle cannot pass a tensor where a storage is expected. order: of
+    the bytes in the file, "<" or ">"; the array's are native."""
 
-    __slots__ = ("array", "dtype", "count")
+    __slots__ = ("array", "dtype", "count", "order")
 
-    def __init__(self, array: np.ndarray | None, dtype: np.dtype, count: int):
-        self.array, self.dtype, self.count = array, dtype, count
+    def __init__(self, array: np.ndarray | None, dtype: np.dtype, count: int, order: str = "<"):
+        self.array, self.dtype, self.count, self.order = array, dtype, count, order
 
     def part(self, offset, count) -> Storage:
         """The storage over `count` elements from `offset`: a view of it that a file describes."""
         if not (type(offset) is int and type(count) is int and 0 <= offset and 0 <= count <= self.count - offset):
             raise PickleError(f"a view of {brief(count)} elements from {brief(offset)} in a storage of {self.count}")
-        return Storage(None if self.array is None else self.array[offset:offset + count], self.dtype, count)
+        return Storage(None if self.array is None else self.array[offset:offset + count], self.dtype, count,
+                       self.order)
 
 
 class TensorInfo(NamedTuple):
@@ -86,10 +88,13 @@ def _counts(values) -> bool:
 
 def rebuild_tensor(storage, offset, size, stride, *rest):
     """torch._utils._rebuild_tensor[_v2]: the view of `storage` with `size` and `stride` from
-    `offset`, all in elements. `rest` (requires_grad, hooks, metadata) says nothing about values.
-    Everything is checked against the storage before NumPy sees it; nothing is copied."""
+    `offset`, all in elements. `rest`: requires_grad and hooks, which say nothing about values, and
+    metadata, which may. Everything is checked against the storage before NumPy sees it; nothing is
+    copied."""
     if not isinstance(storage, Storage) or len(rest) > 3:
         raise PickleError("a tensor that is not built from a storage")
+    if len(rest) == 3 and rest[2]:  # such as {"neg": True}: the elements stand for their negatives
+        raise PickleError(f"a tensor whose elements stand for others ({brief(rest[2])}), which is not read")
     if not (type(offset) is int and offset >= 0 and _counts(size) and _counts(stride) and len(size) == len(stride)):
         raise PickleError(f"a tensor of size {brief(size)}, stride {brief(stride)}, offset {brief(offset)}")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride))
@@ -97,6 +102,8 @@ def rebuild_tensor(storage, offset, size, stride, *rest):
         raise PickleError(f"a tensor of size {brief(size)}, stride {brief(stride)} from {brief(offset)} reaches "
                           f"element {brief(last)} of a storage of {storage.count}")
     dtype = storage.dtype
+    if math.prod(size) * dtype.itemsize >= 1 << 63:
+        raise PickleError(f"a tensor of size {brief(size)}, which is more than memory can be")
     try:
         if 0 in size:
             empty = np.empty(size, dtype)
@@ -107,3 +114,18 @@ def rebuild_tensor(storage, offset, size, stride, *rest):
         return finish(np.ndarray(size, dtype, storage.array, offset * dtype.itemsize, steps))
     except (ValueError, OverflowError, TypeError) as error:
         raise PickleError(f"a tensor of size {brief(size)}, stride {brief(stride)}: {error}") from None
+
+
+def rebuild_untyped(storage, offset, size, stride, requires_grad, hooks, dtype, *rest):
+    """torch._utils._rebuild_tensor_v3: as `rebuild_tensor`, of a storage of bytes that `dtype` tells
+    how to read (the dtypes without a storage class)."""
+    if not (isinstance(storage, Storage) and storage.dtype == np.uint8 and isinstance(dtype, np.dtype) and len(rest) <= 1):
+        raise PickleError("a tensor with a dtype of its own that is not built from a storage of bytes")
+    if storage.order == ">":
+        raise PickleError(f"a tensor of {dtype_name(dtype)} in a big-endian file, which is not read")
+    count = storage.count // dtype.itemsize
+    array = None if storage.array is None else storage.array[:count * dtype.itemsize].view(dtype)
+    return rebuild_tensor(Storage(array, dtype, count), offset, size, stride, requires_grad, hooks, *rest)
+
+
+NAMES = names(rebuild_tensor, rebuild_untyped)

@@ -18,18 +18,20 @@ from typing import BinaryIO
 import numpy as np
 
 from .atomic import atomic_file
-from .pickle_reader import MAX_PICKLE, Name, PickleError, brief, names, read_pickle
+from .errors import CheckpointError
+from .pickle_reader import MAX_PICKLE, Name, PickleError, brief, read_pickle
 from .pickle_writer import Pickler
 from .records import Records, parse_order
-from .tensors import Storage, rebuild_tensor
+from .tensors import NAMES, Storage
 
 MAGIC = b"PK\x03\x04"
 ROOT = "archive"
 ALIGNMENT = 64
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, lengths of name and extra field
 _CHUNK = 16 << 20
-MAX_DIRECTORY = 4 << 20  # bytes; a record takes about 100
+MAX_DIRECTORY = 4 << 20  # bytes; a record takes up to 150
 _END = struct.Struct("<4s8xIIH")  # signature, …, size and place of the directory, length of the comment
+_LOCATOR = struct.Struct("<4s4xQ4x")  # signature, place of the ZIP64 end
 _END64 = struct.Struct("<4s36xQQ")
 _LARGE = 1 << 30  # from here on a record gets the longer ZIP64 header
 
@@ -57,9 +59,18 @@ def elements(array: np.ndarray) -> memoryview | bytes:
     return memoryview(array.reshape(-1).view(np.uint8)) if array.size else b""
 
 
+def _read_back(pickler: Pickler) -> None:
+    """Raises CheckpointError for what would be refused when it is read: it is too late to learn that then."""
+    try:
+        read_pickle(pickler.data, 0, len(pickler.data), NAMES, lambda pid: Storage(None, pid[1].dtype, pid[4]))
+    except PickleError as error:
+        raise CheckpointError(f"cannot save the object, since it could not be read back: {error}") from None
+
+
 def write_zip(obj, path: str | os.PathLike) -> None:
     """Writes `obj` to `path`, whole or not at all. See `asenpp.checkpoint.save`."""
     pickler = Pickler(obj)
+    _read_back(pickler)
     needed = len(pickler.data) + sum(array.nbytes + 300 for array in pickler.storages) + 1000
     with atomic_file(path, needed) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         _write_record(archive, "data.pkl", pickler.data)
@@ -103,12 +114,16 @@ class _Archive:
         if len(tail) < _END.size or tail[:4] != b"PK\x05\x06":
             raise self.error("a ZIP file that is cut off, or has something behind its end")
         _, size, start, _ = _END.unpack(tail)
-        if 0xFFFFFFFF in (size, start):
-            at = self.file.size - _END.size - 76
+        at = self.file.size - _END.size - _LOCATOR.size
+        locator = self.file.read("the ZIP64 locator", at, _LOCATOR.size) if at >= 0 else b""
+        if locator[:4] == b"PK\x06\x07":  # `zipfile` believes it, whatever the end record says
+            at -= _END64.size
             record = self.file.read("the ZIP64 end", at, _END64.size) if at >= 0 else b""
-            if record[:4] != b"PK\x06\x06":
+            if record[:4] != b"PK\x06\x06" or _LOCATOR.unpack(locator)[1] != at:
                 raise self.error("a ZIP file whose ZIP64 end is cut off or damaged")
             size = _END64.unpack(record)[1]
+        elif 0xFFFFFFFF in (size, start):
+            raise self.error("a ZIP file whose ZIP64 end is cut off or damaged")
         if size > MAX_DIRECTORY:
             raise self.error(f"a ZIP file with a directory of {size} bytes, more than the {MAX_DIRECTORY} that are read")
 
@@ -182,7 +197,7 @@ def read_zip(file: BinaryIO, path: str, *, writable: bool, verify: bool, listing
     if verify:
         archive.file.check("data.pkl", start, size, crc)
     try:
-        obj, end = read_pickle(file, start, start + size, names(rebuild_tensor), storages.load)
+        obj, end = read_pickle(archive.file.map, start, start + size, NAMES, storages.load)
     except PickleError as error:
         raise archive.error(f"{roots[0]}/data.pkl: {error}") from None
     if end != start + size:

@@ -83,11 +83,14 @@ class RunFolder:
 
 
 def read(path: str) -> dict[str, Any]:
-    """A checkpoint's dictionary; `model` is there. FileNotFoundError, CheckpointError."""
+    """A checkpoint's dictionary, with the state dict under `model`, wherever the file has it: a file
+    that is nothing but a state dict becomes {"model": …}. FileNotFoundError, CheckpointError."""
     state = checkpoint.load(path)
-    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
-        raise CheckpointError(f"{path}: holds no model (a dictionary with the state dict under 'model' was expected)")
-    return state
+    weights = checkpoint.weights(state)
+    if weights is None:
+        raise CheckpointError(f"{path}: holds no model (a state dict, or a dictionary with one under 'model' or "
+                              "'state_dict', was expected)")
+    return {"model": weights} if weights is state else {**state, "model": weights}
 
 
 # -- weights --------------------------------------------------------------------------------------

@@ -13,9 +13,7 @@ import tempfile
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ..nn import LoadReport, Module
 
@@ -102,17 +100,15 @@ def load_pretrained(backbone: Module, kind: str, source: bool | str = True) -> L
     Raises PretrainedError where the file cannot be had, cannot be read, or lacks weights.
     """
     path = fetch(BASE_URL + FILES[kind] if source is True else str(source))
-    from ..checkpoint import load
+    from ..checkpoint import load, weights
 
     try:
-        state: Any = load(path)
+        loaded = load(path)
     except (OSError, ValueError) as error:
         raise PretrainedError(f"{path}: cannot be read as weights: {error}") from error
-    for key in ("model", "state_dict"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping):
-        raise PretrainedError(f"{path} holds no state dict but {type(state).__name__}")
+    state = weights(loaded)
+    if state is None:
+        raise PretrainedError(f"{path} holds no state dict but a {type(loaded).__name__} without tensors")
     try:
         report = backbone.load_state_dict(state, strict=False)
     except ValueError as error:
