@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asenpp import _asen, models, nn
+from asenpp import _asen, models, nn, optim
 from asenpp._asen import Tensor
 from asenpp.config import load_config
 from asenpp.data.samplers import TripletBatch
@@ -142,3 +142,36 @@ def whole(ours, theirs, kind="gradient"):
     """|ours - theirs| / |theirs| of all gradients as one vector."""
     chosen = [what for what in theirs if what.startswith(kind)]
     return (sum(norm(ours[w] - theirs[w]) ** 2 for w in chosen) / sum(norm(theirs[w]) ** 2 for w in chosen)) ** 0.5
+
+
+# -- short trainings ----------------------------------------------------------------------------------
+
+SIZE, TRIPLETS, EPOCH = 40, 4, 2     # pixels, triplets a step, steps an epoch
+
+
+def training_config(stage, *opts):
+    """The published rates."""
+    return config("ASEN" if stage == 2 else "ASEN global", "SOLVER.BASE_LR", 1e-4, "SOLVER.BASE_LR_SLOW", 1e-5,
+                  "SOLVER.STEP_SIZE", 1, "SOLVER.DECAY_RATE", 0.9, "SOLVER.MARGIN", 0.3, *opts)
+
+
+def run(model, step, optimizer, schedule, steps, seed):
+    """The losses of a training on either side. step(batch): the loss."""
+    losses = []
+    for number in range(steps):
+        optimizer.zero_grad()
+        loss = step(batch(TRIPLETS, SIZE, 100 * seed + number, attributes=2))
+        loss.backward()
+        optimizer.step()
+        losses.append(float(array(loss)))
+        if number % EPOCH == EPOCH - 1:
+            schedule.step()
+    return np.array(losses)
+
+
+def our_training(cfg, state, steps, dtype="float32", seed=1):
+    """(losses, model after it)."""
+    model, solver = our_model(cfg, state, dtype), cfg.SOLVER
+    optimizer = optim.Adam(model.parameter_groups(solver.BASE_LR, solver.BASE_LR_SLOW), lr=solver.BASE_LR)
+    schedule = optim.lr_scheduler.StepLR(optimizer, solver.STEP_SIZE, solver.DECAY_RATE)
+    return run(model, lambda given: our_step(model, cfg, given)[0], optimizer, schedule, steps, seed), model

@@ -67,3 +67,11 @@ def one_pass(cfg, given):
 def settled_model(cfg, given, training, seed=1):
     state = kit.seeded_state(models.build_model(cfg), seed)
     return settled(lambda: torch_model(cfg), state, training, one_pass(cfg, given), groups=3)
+
+
+def torch_training(cfg, state, steps, dtype="float64", seed=1, layout=torch.contiguous_format):
+    """(losses, model after it); see parity_kit.our_training. layout: of the weights, which activations follow."""
+    model, solver = twin(lambda: torch_model(cfg), state, dtype).to(memory_format=layout), cfg.SOLVER
+    optimizer = torch.optim.Adam(tm.parameter_groups(model, solver.BASE_LR, solver.BASE_LR_SLOW), lr=solver.BASE_LR)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, solver.STEP_SIZE, solver.DECAY_RATE)
+    return kit.run(model, lambda given: torch_step(model, cfg, given)[0], optimizer, schedule, steps, seed), model
