@@ -19,8 +19,10 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed: nothing t
 from parity_torch import settled, torch_model, twin  # noqa: E402 - it needs PyTorch
 
 EMBEDDING, MAP, GRADIENT = 1e-5, 1e-6, 1e-4
-DECISIONS = 2e-3        # of the whole gradient, for a few ReLUs decided otherwise; PyTorch's two layouts: 4e-4
-FACTOR = 1.5            # in training, over PyTorch's own distance from float64
+# What a few ReLUs decided otherwise may do to the whole gradient, and to a parameter's. PyTorch's two layouts were
+# seen up to 4e-4 and 5e-3 apart.
+DECISIONS, DECISION = 2e-3, 1e-2
+FACTOR = 1.5            # over PyTorch's own distance from float64
 FLOOR = 1e-6            # float32 cannot be asked for less: a gradient that PyTorch happens to have exactly
 
 
@@ -104,6 +106,9 @@ def test_inference(cfg):
             assert max(kit.apart(wrong, found["float32"], "gradient").values()) > GRADIENT
         else:
             assert distances["ours", "float64"][0] < DECISIONS
+            ours, *theirs = (kit.apart(found[who], found["float64"], "gradient") for who in ("ours", "float32", "channels last"))
+            for name, distance in ours.items():
+                assert distance < max(DECISION, FACTOR * max(t[name] for t in theirs)), name
 
 
 def test_training(cfg):
