@@ -31,7 +31,7 @@ def tar_file(path, tensors, obj=None):
     def dump(value):
         return pickle.dumps(value, 2)
 
-    storages, records, place = dump(len(tensors)), dump(len(tensors)), {}
+    storages, records, place = bytearray(dump(len(tensors))), bytearray(dump(len(tensors))), {}
     for i, (name, tensor) in enumerate(tensors.items()):
         tensor = tensor.contiguous()
         place[name] = i

@@ -1,8 +1,8 @@
 """Every op of csrc/ops.def, through `op_specs()`: the rows say what is tested, so a new row is tested.
 
-For each sample of each row: gradients by central differences in float64 on the reference path,
-values and gradients against PyTorch in float64 (op_reference_torch.py), the fast and the oneDNN
-kernels in float32 against the reference in float64, memory, layouts, and errors.
+For each sample of each row: gradients by central differences in float64 on the reference path, the
+fast and the oneDNN kernels in float32 against the reference in float64, memory, layouts, and errors.
+test_op_parity.py holds the same samples to PyTorch.
 """
 
 import itertools
@@ -291,65 +291,6 @@ def test_gradient_equals_central_differences(sample):
             check_gradient(wrong, slopes)
 
 
-# ---- (d) parity with PyTorch ----
-
-PARITY = 1e-10
-
-
-def assert_parity(ours, theirs, what):
-    assert ours.shape == theirs.shape, what
-    assert ours.dtype == theirs.dtype, what
-    if ours.dtype.kind != "f":
-        np.testing.assert_array_equal(ours, theirs, what)
-    else:
-        np.testing.assert_allclose(ours, theirs, rtol=PARITY, atol=PARITY, err_msg=what)
-
-
-@pytest.fixture(scope="module")
-def reference():
-    pytest.importorskip("torch", reason="PyTorch is not installed: parity is not tested")
-    import op_reference_torch
-
-    return op_reference_torch.REFERENCE
-
-
-def dropout_reference(sample, ours):
-    """The mask is our generator's own (tested below): the formula is x mask / (1 - p)."""
-    p = sample.attrs["p"]
-    kept = np.where(sample.arrays[0] != 0, ours != 0, True)
-    return lambda t, attrs: (t[0] * t[0].new_tensor(kept) / (1 - p),)
-
-
-@every(SAMPLES)
-def test_equals_pytorch(sample, reference):
-    """Outputs, inputs changed in place, and gradients, all in float64."""
-    import torch
-
-    ours, after = forward(sample)
-    if sample.name == "dropout":
-        f = dropout_reference(sample, ours[0])
-    else:
-        f = reference[sample.name]
-    tensors = [None if a is None else torch.tensor(a) for a in sample.arrays]
-    if SPECS[sample.name]["differentiable"]:
-        for i in sample.gradient_inputs():
-            tensors[i].requires_grad_()
-    theirs = f(tensors, sample.attrs)
-    assert len(ours) == len(theirs)
-    for k, (a, b) in enumerate(zip(ours, theirs)):
-        assert_parity(a, b.detach().numpy(), f"output {k}")
-    for i, (a, t) in enumerate(zip(after, tensors)):
-        if a is not None:
-            assert_parity(a, t.detach().numpy(), f"input {sample.inputs[i]} after the call")
-    if not SPECS[sample.name]["differentiable"]:
-        return
-    _, gradients = run(sample)
-    total = sum((theirs[k] * torch.tensor(dy)).sum() for k, dy in cotangents(sample, [t.shape for t in theirs]).items())
-    total.backward()
-    for i, gradient in gradients.items():
-        assert_parity(gradient, tensors[i].grad.numpy(), f"gradient of {sample.inputs[i]}")
-
-
 # ---- (c) fast and oneDNN kernels in float32 ----
 
 LARGE = {
@@ -462,7 +403,7 @@ def test_float32_kernels_equal_the_reference_in_float64(path, name):
             assert_close(gradient, exact_gradients[i], TOLERANCE[path], f"{sample.text}: gradient of {sample.inputs[i]}")
 
 
-# ---- (e) memory ----
+# ---- (d) memory ----
 
 
 @pytest.mark.parametrize("name", list(SPECS))
@@ -476,7 +417,7 @@ def test_memory_returns_after_forward_and_backward(name):
         assert _asen.memory_stats()["current"] == start, sample.text
 
 
-# ---- (f) layouts ----
+# ---- (e) layouts ----
 
 
 def spread(array, step):
@@ -539,7 +480,7 @@ def test_running_statistics_must_be_written_in_place():
         _asen.batch_norm(x, w, b, mean, v)
 
 
-# ---- (g) errors ----
+# ---- (f) errors ----
 
 MUST_FAIL = {  # op: (tensors as shapes or arrays, attributes)
     "add": [([(2, 3), (4,)], {}), ([(2,), np.ones(2, int)], {})],
@@ -677,7 +618,7 @@ def test_wrong_arguments_raise(call):
         call(as_tensor(np.ones((2, 2), np.float32)))
 
 
-# ---- (h) attributes ----
+# ---- (g) attributes ----
 
 # op.attribute: why no value of it changes a result.
 WITHOUT_EFFECT = {
@@ -701,7 +642,7 @@ def outcome(sample, attrs):
 @pytest.mark.parametrize("name", [n for n in SPECS if SPECS[n]["attrs"] and n not in COVERED_BY])
 def test_every_attribute_reaches_the_kernel(name):
     """For each attribute with a default there is a sample that gives another value, and leaving it
-    out changes the outcome (the value itself is held to PyTorch by test_equals_pytorch): the words of
+    out changes the outcome (the value itself is held to PyTorch by test_op_parity.py): the words of
     the schema are the words of the C struct."""
     for field in SPECS[name]["attrs"].split():
         attribute = field.partition(":")[0]

@@ -1,9 +1,11 @@
-"""The models of asenpp written with PyTorch's modules: what the tests hold ours against.
+"""The models and training steps of asenpp written with PyTorch's modules: what the tests hold ours against.
 
 Written from the formulas (ResNet to layer3 or layer4, attribute-aware attention, the two style
-classifiers), with the same state-dict names, so that one state dict fits both.
+classifiers, the losses, three passes a step), with the same state-dict names, so that one state dict
+fits both. Nothing of asenpp is imported here.
 """
 
+import contextlib
 import math
 
 import torch
@@ -121,6 +123,9 @@ class StyleClassification(ASEN):
         super().__init__(cfg, layer4=True)
         self.fc = nn.Sequential(nn.Linear(cfg.MODEL.EMBED_SIZE, 512), nn.Linear(512, cfg.HEAD.out_features))
 
+    def logits(self, features, embedding, labels=None):
+        return self.fc(embedding)
+
     def style(self, x, a, labels=None):
         return self.fc(self("global", x, a)[0])
 
@@ -154,8 +159,102 @@ class ArcStyleClassification(nn.Module):
                                  nn.Identity(), nn.Linear(1024, cfg.HEAD.in_features))
         self.head = Head(cfg.HEAD)
 
+    def logits(self, features, embedding, labels=None):
+        average = self.body.choices["global"]["basenet"].average(features)
+        return self.head(self.fc1(torch.cat([embedding, self.fc(average)], 1)), labels)
+
     def style(self, x, a, labels=None):
         part = self.body.choices["global"]
         features = part["basenet"](x)
         embedding = part["attnnet"](features, part["attrnet"](a))[0]
-        return self.head(self.fc1(torch.cat([embedding, self.fc(part["basenet"].average(features))], 1)), labels)
+        return self.logits(features, embedding, labels)
+
+
+# -- a training step, as published: three passes -------------------------------------------------------
+
+def triplet(x, p, n, margin):
+    return F.margin_ranking_loss(F.cosine_similarity(x, p), F.cosine_similarity(x, n), torch.ones_like(x[:, 0]), margin)
+
+
+def step(model, solver, images, attributes, crops=None, labels=None):
+    """(total loss, its parts, global embeddings, attention maps) of one step.
+
+    images, crops: three tensors each, of anchors, positives and negatives; they pass one after another.
+    labels: for a style model, the styles of anchors and negatives.
+    """
+    asen = getattr(model, "body", model)
+    part = asen.choices["global"]
+    features = [part["basenet"](x) for x in images]
+    whole, maps = zip(*(part["attnnet"](f, part["attrnet"](attributes)) for f in features))
+    parts = {"global": triplet(*whole, solver.MARGIN)}
+    total = solver.GLOBAL_WEIGHT * parts["global"]
+    if crops is not None:
+        local = [asen("local", x, attributes)[0] for x in crops]
+        parts["local"] = triplet(*local, solver.MARGIN)
+        parts["align"] = sum(F.relu(1 - F.cosine_similarity(g, l)).mean() for g, l in zip(whole, local))
+        total = total + solver.LOCAL_WEIGHT * parts["local"] + solver.ALIGN_WEIGHT * parts["align"]
+    if labels is not None:
+        # layer4 runs for all three passes, as it does in the published forward: its statistics move.
+        logits = [model.logits(f, e, None if i == 1 else labels[i // 2]) for i, (f, e) in enumerate(zip(features, whole))]
+        parts["anchor"] = F.cross_entropy(logits[0], labels[0])
+        parts["negative"] = F.cross_entropy(logits[2], labels[1])
+        total = 0.1 * total + 0.5 * parts["anchor"] + 0.5 * parts["negative"]
+    return total, parts, torch.cat(whole), torch.cat(maps)
+
+
+def parameter_groups(model, lr, lr_slow):
+    """Local backbone and attention at `lr`, all else at `lr_slow`; without a local branch all at `lr`."""
+    asen = getattr(model, "body", model)
+    if "local" not in asen.choices:
+        return [{"params": list(model.parameters()), "lr": lr}]
+    fast = [p for name in ("basenet", "attnnet") for p in asen.choices["local"][name].parameters()]
+    slow = [p for p in model.parameters() if not any(p is q for q in fast)]
+    return [{"params": fast, "lr": lr}, {"params": slow, "lr": lr_slow}]
+
+
+# -- weights and inputs at which float32 is well behaved -----------------------------------------------
+
+@contextlib.contextmanager
+def away_from_kinks(model, groups=1, window=0.25):
+    """In a forward pass of float64 inside this, the bias before each ReLU (of a batch norm or a linear
+    layer) moves, channel by channel, so that 0 comes to lie in the middle of the widest gap between that
+    channel's values within `window` of 0.
+
+    A ReLU whose input is 1e-7 is decided by rounding, and one of a million decided otherwise moves
+    gradients by a thousandth: at such weights PyTorch in float32 agrees neither with itself in float64 nor
+    with its other memory layout. At these, with as many ReLUs open as before, all of them agree to 1e-5,
+    and so anything above it is an error. groups: the batch is that many passes, batch norm taken apart.
+    Yields the list of the smallest distances from 0, one for each ReLU.
+    """
+    last, distances, relu, batch_norm = [], [], F.relu, F.batch_norm
+
+    def shifted(x):
+        channels = x.detach().transpose(0, 1).flatten(1).sort(1).values
+        shift = x.new_zeros(len(channels))
+        for c, values in enumerate(channels):
+            near = values[values.abs() < window]
+            edges = torch.cat([near.new_tensor([-window]), near, near.new_tensor([window])])
+            i = int(edges.diff().argmax())
+            shift[c] = -(edges[i] + edges[i + 1]) / 2
+        before = last[-1].bias.detach().clone()
+        # Rounded to float32: both precisions get the same bias.
+        last[-1].bias.data = (before + shift).float().to(before.dtype)
+        x = x + (last[-1].bias.detach() - before).reshape((-1,) + (1,) * (x.ndim - 2))
+        distances.append(float(x.detach().abs().min()))
+        return relu(x)
+
+    def grouped(x, mean, var, weight, bias, training, momentum, eps):
+        if not training:
+            return batch_norm(x, mean, var, weight, bias, False, momentum, eps)
+        return torch.cat([batch_norm(part, None, None, weight, bias, True, 0, eps) for part in x.chunk(groups)])
+
+    hooks = [m.register_forward_hook(lambda module, inputs, output: last.append(module)) for m in model.modules()
+             if isinstance(m, (nn.BatchNorm2d, nn.Linear))]
+    F.relu, F.batch_norm = shifted, grouped
+    try:
+        with torch.no_grad():
+            yield distances
+    finally:
+        F.relu, F.batch_norm = relu, batch_norm
+        for hook in hooks:
+            hook.remove()
