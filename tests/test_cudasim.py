@@ -37,6 +37,12 @@ def planted():
 
 
 @pytest.fixture(scope="module")
+def checked():
+    """The same with every load and store of kernels checked."""
+    return built(lambda: cudasim.build(cudasim.CACHE / "planted_check.so", sources=[cudasim.HERE / "planted.cu"], check=True))
+
+
+@pytest.fixture(scope="module")
 def plugin():
     return built(cudasim.plugin)
 
@@ -191,6 +197,29 @@ def test_limits_follow_the_description(planted, tmp_path):
     description = tmp_path / "small.json"
     description.write_text(json.dumps({"deviceVer": 750, "maxThreadsPerBlock": 128, "deviceName": "small"}))
     assert "beyond the device's limits" in Probe(planted, "many_threads", CUDASIM_DEVICE=str(description)).text
+
+
+# ---- every load and store (build.py --check) ----
+
+
+@pytest.mark.parametrize("name, text", [
+    ("read_in_granule", r"kernel read_kernel: a read of 4 bytes at \S+, 0 bytes behind the end of allocation #1 of 40 bytes"),
+    ("write_one_behind", r"kernel write_kernel: a write of 4 bytes at \S+, 0 bytes behind the end of allocation #1 of 40 bytes"),
+    ("race_same_value", "a race with a write by thread [0-9]+ of this block"),
+    ("race_of_blocks", "a race with a (read|write) by "),
+    ("sum_without_barrier", "shared memory: a race with a (read|write) by "),
+    ("shared_overflow", "outside of every shared array"),
+])
+def test_checked_access(checked, name, text):
+    probe = Probe(checked, name)
+    assert probe.faults == 1 and re.search(text, probe.text), probe.text
+
+
+@pytest.mark.parametrize("name", ["write_inside", "sum_with_barrier", "shared_set", "warp_sum", "atomics", "aligned_vector",
+                                  "streams_ordered", "much_shared_asked", "many_threads"])
+def test_checked_healthy_access(checked, name):
+    probe = Probe(checked, name)
+    assert probe.faults == 0, probe.text
 
 
 # ---- failures on demand ----
@@ -411,8 +440,9 @@ print(json.dumps([error(False), error(True)]))
     assert exact < 1e-6 and rounded > 1e-5
 
 
-def test_no_memory_cache(plugin):
-    """With every tensor an allocation of its own, red zones and fresh NaN stand around each of them."""
+def test_every_access_of_a_step(plugin):
+    """With every tensor an allocation of its own and every load and store checked: no bounds broken, no races."""
+    plugin = cudasim.plugin(check=True)
     status, out, err = run(STEP + """
 assert right(step(3, "cuda"), 3)
 print(simulator.violations(), simulator.last_violation())

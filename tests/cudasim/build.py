@@ -4,6 +4,7 @@
     python tests/cudasim/build.py OUT.so --stubs                  rows that have no kernel yet are declined
     python tests/cudasim/build.py OUT.so --stubs --only move.cu pool.cu    the skeleton and these files alone
     python tests/cudasim/build.py OUT.so --sources a.cu b.c       the simulator and these files, no plugin
+    python tests/cudasim/build.py OUT.so --check                  every load and store checked: bounds, races (slower)
 
 Then `ASENPP_CUDA_PLUGIN=OUT.so`, or `_asen.load_plugin("OUT.so")`, and tensors go `.to("cuda")`.
 `python tests/cudasim/try.py OUT.so relu` runs an op's samples on it and compares with the CPU.
@@ -36,6 +37,8 @@ COMMON = ["-g1", "-fPIC", "-fvisibility=hidden", "-D_GNU_SOURCE", "-Wall", "-Wno
 KERNEL = ["-std=c++17", "-O2", "-x", "c++", "-DASEN_CUDASIM", "-fsanitize=alignment", "-fsanitize-recover=alignment",
           "-fno-exceptions", "-Wno-unknown-pragmas", "-Wno-unused-function", "-fno-strict-aliasing",
           "-fno-threadsafe-statics"]
+# What calls the hooks of check.cpp; ThreadSanitizer's own library has no part in it.
+CHECKS = ["-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"]
 PLUGIN_C = ["-std=c11", "-O2", "-DASEN_CUDASIM"]
 SIMULATOR = ["-std=c++17", "-O2"]
 HOT = {"gemm.cpp": ["-O3", "-funroll-loops"]}  # arithmetic that training waits for
@@ -120,7 +123,7 @@ def compile_one(source: Path, command: list[str], version: str) -> Path:
     return made
 
 
-def compile_all(sources: list[Path]) -> list[Path]:
+def compile_all(sources: list[Path], check: bool) -> list[Path]:
     include = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'kernels'}", f"-I{HERE}"]
     include += [f"-isystem{folder}" for folder in headers()]
     extra = shlex.split(os.environ.get("CUDASIM_CFLAGS", ""))
@@ -129,6 +132,8 @@ def compile_all(sources: list[Path]) -> list[Path]:
     for source in sources:
         ours = source.parent == HERE and source.suffix == ".cpp"
         language = [CC, *PLUGIN_C] if source.suffix == ".c" else [CXX, *(SIMULATOR if ours else KERNEL)]
+        if check and source.suffix == ".cu":
+            language += CHECKS
         command = [*language, *COMMON, *HOT.get(source.name, []), *machine_flags(), *include, *extra]
         objects.append(compile_one(source, command, version))
     return objects
@@ -181,7 +186,8 @@ def link(out: Path, objects: list[Path], exports: list[str], stubs: bool) -> Non
     os.replace(making, out)
 
 
-def build(out: Path, stubs: bool = False, only: list[str] | None = None, sources: list[Path] | None = None) -> Path:
+def build(out: Path, stubs: bool = False, only: list[str] | None = None, sources: list[Path] | None = None,
+          check: bool = False) -> Path:
     """Builds `out`. Raises BuildError."""
     if sources is None:
         folder = ROOT / "kernels"
@@ -190,13 +196,13 @@ def build(out: Path, stubs: bool = False, only: list[str] | None = None, sources
     if stubs:
         sources.append(write_if_new(CACHE / "stubs.c", STUBS))
     simulator = sorted(HERE.glob("*.cpp"))
-    link(Path(out).resolve(), compile_all([*sources, *simulator]), ["asen_plugin_init", "cudasim_*", "test_*"], stubs)
+    link(Path(out).resolve(), compile_all([*sources, *simulator], check), ["asen_plugin_init", "cudasim_*", "test_*"], stubs)
     return Path(out)
 
 
-def plugin() -> Path:
+def plugin(check: bool = False) -> Path:
     """The whole plugin for the simulated device, built where it is not. Raises BuildError."""
-    return build(CACHE / "_asen_cuda_sim.so")
+    return build(CACHE / ("_asen_cuda_sim_check.so" if check else "_asen_cuda_sim.so"), check=check)
 
 
 def main() -> None:
@@ -205,9 +211,11 @@ def main() -> None:
     parser.add_argument("--stubs", action="store_true", help="rows without a kernel are declined")
     parser.add_argument("--only", nargs="+", help="these files of kernels/, besides the skeleton")
     parser.add_argument("--sources", nargs="+", type=Path, help="these files instead of the plugin")
+    parser.add_argument("--check", action="store_true", help="check every load and store of kernels")
     args = parser.parse_args()
     try:
-        build(args.out, args.stubs, args.only, [p.resolve() for p in args.sources] if args.sources else None)
+        build(args.out, args.stubs, args.only, [p.resolve() for p in args.sources] if args.sources else None,
+              args.check)
     except BuildError as error:
         sys.exit(str(error))
 

@@ -141,7 +141,7 @@ template <typename T> T shuffle_from(site at, unsigned mask, T value, int from, 
 unsigned ballot(site at, unsigned mask, bool value);
 
 /* A thread gives up its turn only at barriers, so these are plain. */
-template <typename T, typename F> T atomic_update(T *address, F f)
+template <typename T, typename F> __attribute__((no_sanitize("thread"))) T atomic_update(T *address, F f)
 {
     T old = *address;
     *address = f(old);

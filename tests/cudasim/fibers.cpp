@@ -15,6 +15,7 @@
 
 #include <sys/mman.h>
 
+#include "check.h"
 #include "cudasim.h"
 #include "sim.h"
 
@@ -84,6 +85,7 @@ struct warp {
     unsigned arrived, mask, parity;
     site at;
     uint64_t value[2][32];
+    uint16_t meetings;
 };
 
 enum status : unsigned char { UNSTARTED, RUNNING, READY, AT_BARRIER, AT_WARP, FINISHED };
@@ -114,7 +116,23 @@ static struct {
 } block;
 
 const char *kernel_running() { return running; }
-void kernel_abort() { siglongjmp(escape, 1); }
+void kernel_abort()
+{
+    check.in_kernel = false;
+    siglongjmp(escape, 1);
+}
+void kernel_abort_later()
+{
+    check.in_kernel = false;
+    siglongjmp(escape, 2);
+}
+
+static inline void enter_fiber(fiber *f)
+{
+    block.on = f;
+    check.stack_last = (uintptr_t)f->top;
+    check.stack_first = check.stack_last - STACK;
+}
 
 [[noreturn]] static void kernel_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
 static void kernel_fail(const char *format, ...)
@@ -166,6 +184,8 @@ static inline void become(uint16_t thread)
     block.me = thread;
     block.state[thread] = RUNNING;
     now.thread = block.index[thread];
+    check.thread = thread;
+    check.sync = block.warps[thread / 32].meetings;
 }
 
 static inline uint16_t pop_ready()
@@ -209,12 +229,12 @@ static inline void switch_from(fiber *self)
         uint16_t t = pop_ready();
         fiber *f = block.fiber_of[t];
         become(t);
-        block.on = f;
+        enter_fiber(f);
         if (f != self)
             switch_to(&self->at, &f->at);
     } else if (block.started < block.n) {
         fiber *f = fiber_get();
-        block.on = f;
+        enter_fiber(f);
         switch_to(&self->at, &f->at);
     } else {
         deadlock();
@@ -228,7 +248,9 @@ static void fiber_main()
         while (block.started < block.n && block.ready_count == 0) {
             uint16_t t = block.order[block.started++];
             become(t);
+            check.in_kernel = true;
             block.launch->call();
+            check.in_kernel = false;
             self = block.on;
             block.state[block.me] = FINISHED;
             block.finished++;
@@ -247,6 +269,7 @@ static inline void wait(status why)
     block.state[block.me] = why;
     block.fiber_of[block.me] = block.on;
     switch_from(block.on);
+    check.in_kernel = true;
 }
 
 static inline bool same_place(const site &a, const site &b) { return a.line == b.line && strcmp(a.file, b.file) == 0; }
@@ -263,6 +286,7 @@ void barrier(site at)
         return;
     }
     block.at_barrier = 0;
+    check.epoch++;
     for (unsigned i = 0; i < block.n; i++)
         if (block.order[i] != block.me)
             push_ready(block.order[i]);
@@ -295,6 +319,8 @@ static uint64_t *meet(site at, unsigned mask, uint64_t value)
     }
     p.arrived = 0;
     p.parity ^= 1;
+    if (mask == exist)
+        check.sync = ++p.meetings;
     for (unsigned l = 0; l < 32; l++)
         if ((mask >> l & 1) && w * 32 + l != block.me)
             push_ready((uint16_t)(w * 32 + l));
@@ -355,6 +381,20 @@ void *shared_static(shared_slot *slot, size_t bytes, const char *name)
     return slot->data;
 }
 
+/* Whether a place lies in one of the arrays that this block has. */
+bool shared_covers(const void *address, size_t size)
+{
+    const char *p = (const char *)address, *from = shared_base() + PAGE;
+    if (block.dynamic_bytes && p >= dynamic_at() && p + size <= dynamic_at() + block.dynamic_bytes)
+        return true;
+    for (auto &red : *block.reds) { /* (end, name), in the order in which they lie */
+        if (p >= from && p + size <= red.first)
+            return true;
+        from = shared_base() + PAGE + ((red.first - shared_base() - (ptrdiff_t)PAGE) + 15) / 16 * 16 + RED;
+    }
+    return false;
+}
+
 void *shared_dynamic()
 {
     if (block.dynamic_bytes == 0)
@@ -403,6 +443,7 @@ static void orders_make(unsigned n)
 static void block_run()
 {
     block.number++;
+    check.block_epoch = ++check.epoch;
     block.started = block.finished = block.ready_count = block.ready_first = block.at_barrier = 0;
     block.order = orders[random_next() % ORDERS];
     block.static_bytes = 0;
@@ -413,7 +454,7 @@ static void block_run()
     if (block.dynamic_bytes)
         memset(dynamic_at() - RED, 0xFF, block.dynamic_bytes + RED);
     fiber *f = fiber_get();
-    block.on = f;
+    enter_fiber(f);
     switch_to(&home, &f->at);
     if (!block.reds->empty() || block.dynamic_bytes)
         shared_check();
@@ -442,6 +483,10 @@ static void blocks_run(const launch_plan &p)
     for (const void *pointer : p.pointers)
         memory_touch(pointer); /* a fault each is saved */
     block.launch = p.launch.get();
+    check.launch = block.launch;
+    check.launch_epoch = check.epoch + 1;
+    check.shared_first = (uintptr_t)shared_base();
+    check.shared_last = check.shared_first + 2 * SHARED_ROOM + 3 * PAGE;
     block.n = p.threads.x * p.threads.y * p.threads.z;
     block.dynamic_bytes = p.shared;
     block.static_limit = p.shared_limit;
@@ -475,14 +520,18 @@ static void guarded(const char *name, void (*f)(const void *), const void *argum
     faults_install();
     faults_stack();
     memory_begin();
-    if (sigsetjmp(escape, 1) == 0) {
+    int left = sigsetjmp(escape, 1);
+    if (left == 0) {
         running = name;
         f(argument);
     } else {
+        running = nullptr;
         fibers_drop();
         set_sticky(cudaErrorIllegalAddress);
     }
     running = nullptr;
+    if (left == 2)
+        violation_note(check_fault().c_str());
     if (!memory_redzones_intact(&why)) {
         violation("kernel %s wrote at %s", name, why.c_str());
         set_sticky(cudaErrorIllegalAddress);

@@ -14,6 +14,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "sim.h"
 
 namespace cudasim {
@@ -91,6 +92,7 @@ bool memory_delete(void *data)
     if (a == nullptr || a->freed || a->data != data)
         return false;
     a->freed = true;
+    check_forget(a->data);
     in_use -= (a->bytes + GRANULE - 1) / GRANULE * GRANULE;
     mmap(a->base, a->length, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
     freed_order.push_back((uintptr_t)a->base);
@@ -124,6 +126,16 @@ std::string memory_describe(const void *address)
         snprintf(text, sizeof text, "%p, byte %zu of allocation #%llu of %zu bytes%s", address,
                  (size_t)((char *)address - a->data), a->number, a->bytes, a->freed ? ", which was freed" : "");
     return text;
+}
+
+bool memory_find(const void *address, void **data, size_t *bytes)
+{
+    allocation *a = find(address);
+    if (a == nullptr || a->freed || (char *)address < a->data || (char *)address >= a->data + a->bytes)
+        return false;
+    *data = a->data;
+    *bytes = a->bytes;
+    return true;
 }
 
 bool memory_covers(const void *address, size_t bytes, std::string *why)

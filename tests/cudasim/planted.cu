@@ -232,7 +232,7 @@ __global__ void shared_kernel(float *x, int set)
     if (set)
         partial[threadIdx.x] = (float)threadIdx.x;
     __syncthreads();
-    x[threadIdx.x] = partial[63 - threadIdx.x];
+    x[blockIdx.x * blockDim.x + threadIdx.x] = partial[63 - threadIdx.x];
 }
 __global__ void shared_overflow_kernel(float *x)
 {
@@ -420,4 +420,28 @@ TEST(cudnn_destroyed)
     cudnnBackendDescriptor_t t = tensor(1, 4, 16, 1);
     cudnnBackendDestroyDescriptor(t);
     return (double)cudnnBackendFinalize(t);
+}
+
+/* ---- for --check: what no order of threads shows ---- */
+
+__global__ void same_value_kernel(float *x) { x[0] = 1; }
+__global__ void neighbour_kernel(float *x)
+{
+    int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
+    x[i] = 0 * x[(i + 1) % 128] + 1;
+}
+__global__ void count_kernel(float *x)
+{
+    atomicAdd((int *)x + 8, 1);
+    if (threadIdx.x == 0 && blockIdx.x == 0)
+        x[0] = 1;
+}
+TEST(race_same_value) { return after([](float *x) { ASEN_LAUNCH(same_value_kernel, 1, 64, 0, x); }); }
+TEST(race_of_blocks) { return after([](float *x) { ASEN_LAUNCH(neighbour_kernel, 4, 32, 0, x); }); }
+TEST(atomics) { return after([](float *x) { ASEN_LAUNCH(count_kernel, 4, 64, 0, x); }); }
+TEST(read_in_granule)
+{
+    float *x = device_new(10), *y = device_new(1);
+    ASEN_LAUNCH(read_kernel, 1, 1, 0, x, 10, y);
+    return (double)cudaDeviceSynchronize();
 }
