@@ -160,6 +160,14 @@ def test_leak_is_listed(planted):
     assert "stream" not in alive, "it was destroyed"
 
 
+def test_end_of_process(planted):
+    """For runs that do not ask: leaks are listed, and a fault becomes the process's."""
+    status, _, err = run(PROBE, planted, "leak", CUDASIM_REPORT="1", CUDASIM_STRICT="1")
+    assert status == 0 and "12345 bytes of device memory" in err
+    status, _, err = run(PROBE, planted, "free_twice", CUDASIM_STRICT="1")
+    assert status == 86 and "1 faults; the last: cudaFree of" in err
+
+
 def test_memory_limit(planted):
     assert Probe(planted, "all_memory", CUDASIM_MEMORY="64M").value == 64
 

@@ -21,6 +21,11 @@ namespace cudasim {
 
 check_t check;
 
+/* Set through a call, never inlined: a fiber may go on in another thread than it began in, and compilers keep the
+ * addresses of thread-local variables. */
+static thread_local bool inside __attribute__((tls_model("initial-exec")));
+__attribute__((noinline)) void check_inside(bool now) { inside = now; }
+
 enum : uint16_t { NOBODY = 0, WARP = 0x4000, WARPS = 0xFFFF, BLOCKS = 0xFFFE }; /* who: thread + 1, WARP + warp, several */
 
 struct entry { /* of a byte, of which every second is used for accesses of 2 bytes and more */
@@ -34,7 +39,7 @@ struct span {
     uintptr_t first, last;
     entry *entries;
 };
-static std::map<uintptr_t, span> spans;
+static std::map<uintptr_t, span> &spans = *new std::map<uintptr_t, span>;
 static span recent[4];
 static unsigned recent_next;
 
@@ -194,7 +199,7 @@ static bool in_module(uintptr_t address)
 static void access(const void *p, size_t size, bool write, void *pc)
 {
     uintptr_t a = (uintptr_t)p;
-    if (!check.in_kernel || (a >= check.stack_first && a < check.stack_last) || size == 0)
+    if (!inside || (a >= check.stack_first && a < check.stack_last) || size == 0)
         return;
     size_t step = size >= 2 ? 2 : 1;
     if (memory_is_device(p)) {

@@ -9,7 +9,6 @@
 namespace cudasim {
 
 struct check_t {
-    bool in_kernel;                             /* a thread of a kernel runs (not the simulator, not the host) */
     int thread;                                 /* in its block */
     uint16_t sync;                              /* exchanges of its warp so far */
     uint32_t epoch, block_epoch, launch_epoch;  /* barriers so far; when this block, this launch began */
@@ -18,6 +17,9 @@ struct check_t {
     void *launch;                               /* holds the arguments */
 };
 extern check_t check;
+
+/* Whether this thread of the host runs a kernel's code now (not the simulator's, not the host's). */
+void check_inside(bool inside);
 
 void check_forget(const void *data); /* an allocation goes */
 std::string check_fault();           /* the text of what kernel_abort_later() left behind */

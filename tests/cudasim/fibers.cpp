@@ -14,6 +14,7 @@
 #include <vector>
 
 #include <sys/mman.h>
+#include <ucontext.h>
 
 #include "check.h"
 #include "cudasim.h"
@@ -59,7 +60,6 @@ static void context_make(context *c, char *top, void (*entry)())
     c->sp = sp;
 }
 #else
-#include <ucontext.h>
 struct context {
     ucontext_t u;
 };
@@ -90,7 +90,7 @@ struct warp {
 
 enum status : unsigned char { UNSTARTED, RUNNING, READY, AT_BARRIER, AT_WARP, FINISHED };
 
-static std::vector<fiber *> fibers, idle;
+static std::vector<fiber *> &fibers = *new std::vector<fiber *>, &idle = *new std::vector<fiber *>;
 static context home;
 static sigjmp_buf escape;
 static thread_local const char *running; /* the kernel, in the thread that executes it */
@@ -118,12 +118,12 @@ static struct {
 const char *kernel_running() { return running; }
 void kernel_abort()
 {
-    check.in_kernel = false;
+    check_inside(false);
     siglongjmp(escape, 1);
 }
 void kernel_abort_later()
 {
-    check.in_kernel = false;
+    check_inside(false);
     siglongjmp(escape, 2);
 }
 
@@ -248,9 +248,9 @@ static void fiber_main()
         while (block.started < block.n && block.ready_count == 0) {
             uint16_t t = block.order[block.started++];
             become(t);
-            check.in_kernel = true;
+            check_inside(true);
             block.launch->call();
-            check.in_kernel = false;
+            check_inside(false);
             self = block.on;
             block.state[block.me] = FINISHED;
             block.finished++;
@@ -269,7 +269,7 @@ static inline void wait(status why)
     block.state[block.me] = why;
     block.fiber_of[block.me] = block.on;
     switch_from(block.on);
-    check.in_kernel = true;
+    check_inside(true);
 }
 
 static inline bool same_place(const site &a, const site &b) { return a.line == b.line && strcmp(a.file, b.file) == 0; }

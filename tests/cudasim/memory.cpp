@@ -30,14 +30,14 @@ struct allocation {
 
 static char *arena, *cursor;
 static size_t arena_size;
-static std::map<uintptr_t, allocation> allocations; /* by base, the freed ones too */
-static std::vector<uintptr_t> freed_order;
+static std::map<uintptr_t, allocation> &allocations = *new std::map<uintptr_t, allocation>; /* by base, the freed ones too */
+static std::vector<uintptr_t> &freed_order = *new std::vector<uintptr_t>;
 static size_t in_use;
 static unsigned long long made;
 static int depth;
-static std::vector<allocation *> opened;
-static std::map<uintptr_t, size_t> pinned;          /* cudaHostAlloc */
-static std::map<uintptr_t, size_t> registered;      /* cudaHostRegister */
+static std::vector<allocation *> &opened = *new std::vector<allocation *>;
+static std::map<uintptr_t, size_t> &pinned = *new std::map<uintptr_t, size_t>;          /* cudaHostAlloc */
+static std::map<uintptr_t, size_t> &registered = *new std::map<uintptr_t, size_t>;      /* cudaHostRegister */
 
 static bool arena_open()
 {

@@ -30,8 +30,8 @@ struct event {
 };
 
 /* Streams and events are never deleted, so that a handle is never given twice. */
-static std::map<const void *, stream *> streams;
-static std::map<const void *, event *> events;
+static std::map<const void *, stream *> &streams = *new std::map<const void *, stream *>;
+static std::map<const void *, event *> &events = *new std::map<const void *, event *>;
 static cudaError_t last_error, sticky_error;
 
 cudaError_t set_error(cudaError_t error) { return error == cudaSuccess ? error : (last_error = error); }

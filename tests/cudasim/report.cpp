@@ -111,9 +111,10 @@ struct object {
     size_t bytes;
     unsigned long long serial;
 };
-static std::map<const void *, object> objects;
-static std::map<std::string, unsigned long long> launches;
-static std::map<std::string, double> times;
+/* Containers are never destroyed: the process may call until its very end. */
+static std::map<const void *, object> &objects = *new std::map<const void *, object>;
+static std::map<std::string, unsigned long long> &launches = *new std::map<std::string, unsigned long long>;
+static std::map<std::string, double> &times = *new std::map<std::string, double>;
 
 unsigned long long serial()
 {
@@ -256,4 +257,19 @@ CUDASIM_EXPORT void cudasim_reset(void)
     last_violation[0] = '\0';
     set_sticky(cudaSuccess);
     set_error(cudaSuccess);
+}
+
+/* At the end of the process: CUDASIM_REPORT=1 lists what is alive, CUDASIM_STRICT=1 turns faults that nobody looked at into
+ * a failure of the process. */
+__attribute__((destructor)) static void finish()
+{
+    static char text[65536];
+    const char *report = getenv("CUDASIM_REPORT"), *strict = getenv("CUDASIM_STRICT");
+    if (report && strcmp(report, "1") == 0 && cudasim_report(text, sizeof text) > 0)
+        write_report(text);
+    if (strict && strcmp(strict, "1") == 0 && violation_count > 0) {
+        snprintf(text, sizeof text, "%d faults; the last: %s", violation_count, last_violation);
+        write_report(text);
+        _exit(86);
+    }
 }

@@ -9,7 +9,7 @@ using namespace cudasim;
 
 namespace cudasim {
 /* Bytes of dynamic shared memory that a kernel asked for (cudaFuncSetAttribute); -1: it did not. */
-static std::map<const void *, int> dynamic_limit;
+static std::map<const void *, int> &dynamic_limit = *new std::map<const void *, int>;
 int dynamic_limit_of(const void *function)
 {
     auto found = dynamic_limit.find(function);
