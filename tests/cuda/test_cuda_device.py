@@ -1,5 +1,7 @@
 """The device itself: copies of every kind, writing in place, optimizers, mixed precision's checks, messages."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -184,7 +186,7 @@ def test_memory_is_told():
     stats = _asen.memory_stats("cuda")
     assert stats["current"] >= 4 << 20
     del x
-    assert _asen.memory_stats("cuda")["cached"] > 0
+    assert _asen.memory_stats("cuda")["cached"] > 0 or os.environ.get("ASENPP_NO_MEMORY_CACHE") == "1"
     _asen.empty_cache("cuda")
     assert _asen.memory_stats("cuda")["cached"] == 0
 
