@@ -430,6 +430,40 @@ def test_every_call_failing_once(plugin):
     assert raised > 100
 
 
+# One order less in the plugin's uploads and downloads: a statement, and what stands in its place.
+LESS_ORDER = {
+    "kernels before the upload": (r"CUDA_TRY\(cudaStreamWaitEvent\(cuda.stream, s->arrived, 0\)\);", ""),
+    "a slot's host memory": (r"CUDA_TRY\(cudaEventSynchronize\(s->arrived\)\);", ""),
+    "a slot's device memory": (r"CUDA_TRY\(cudaStreamWaitEvent\(uploads, s->taken, 0\)\);", ""),
+    "downloads": (r"return cuda_synchronize\(self\);\n\}\s*$", "return ASEN_OK;\n}\n"),
+}
+UPLOADS = """
+import numpy as np
+from asenpp import _asen, cuda
+assert cuda.is_available(), cuda.why_not()
+tensors = [_asen.from_numpy(np.full(1000, k, np.float32)).to("cuda") for k in range(20)]
+total = sum(abs(t.numpy() - k).max() for k, t in enumerate(tensors))
+print("right" if total == 0 else "wrong")
+"""
+
+
+@pytest.mark.parametrize("what", [None, *LESS_ORDER])
+def test_plugin_with_less_order(plugin, what):
+    """The plugin's own synchronisation is needed, each piece of it: without one, numbers are wrong here."""
+    library = plugin
+    if what is not None:
+        pattern, instead = LESS_ORDER[what]
+        text, count = re.subn(pattern, instead, (ROOT / "kernels/transfer.c").read_text())
+        assert count == 1, "kernels/transfer.c reads differently now: change LESS_ORDER with it"
+        name = re.sub(r"\W+", "_", what)
+        source = cudasim.write_if_new(cudasim.CACHE / f"transfer_less_{name}.c", text)
+        kernels = [p for p in sorted((ROOT / "kernels").iterdir()) if p.suffix in (".c", ".cu") and p.name != "transfer.c"]
+        library = cudasim.build(cudasim.CACHE / f"less_{name}.so", sources=[*kernels, source])
+    status, out, err = run(UPLOADS, ASENPP_CUDA_PLUGIN=str(library))
+    assert status == 0, err
+    assert out == ("right\n" if what is None else "wrong\n")
+
+
 def test_tf32_shows_in_the_numbers(plugin):
     """The simulated plans really round: a plan that the plugin should have refused would be seen."""
     status, out, err = run(STEP + """
