@@ -51,8 +51,11 @@ cuda-packages: test-packages # headers of CUDA, cuBLAS and cuDNN, and the real c
 
 test-sim: cuda-packages ## run the device's tests on a simulated GPU, and the simulation's own
 	$(PY) tests/cudasim/build.py build/cudasim/_asen_cuda_sim.so
+	$(PY) tests/cudasim/build.py build/cudasim/_asen_cuda_check.so --check
 	$(PY) -m pytest tests/test_cudasim.py
 	ASENPP_CUDA_PLUGIN=build/cudasim/_asen_cuda_sim.so $(PY) -m pytest tests/cuda
+	ASENPP_CUDA_PLUGIN=build/cudasim/_asen_cuda_check.so ASENPP_NO_MEMORY_CACHE=1 $(PY) -m pytest \
+	    tests/cuda/test_cuda_ops.py tests/cuda/test_cuda_device.py
 
 cudnn-plans: cuda-packages ## plan all convolutions with the real cuDNN, without a GPU (DEVICES=folder of descriptions)
 	$(PY) tests/cudnn_plans/plans.py --devices $(or $(DEVICES),../shared/cudnn-devices)

@@ -60,6 +60,7 @@ int cuda_fault_check(void); /* after waiting: ASEN_ERR_INDEX, and the fault is t
 
 /* device.c */
 int cuda_device_open(void);
+void cuda_device_close(void); /* after an opening that failed */
 int cuda_memory_alloc(void *self, size_t bytes, void **out);
 void cuda_memory_free(void *self, void *data);
 int cuda_memory_info(void *self, size_t *free_bytes, size_t *total_bytes);

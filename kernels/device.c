@@ -64,6 +64,17 @@ int cuda_device_open(void)
     return ASEN_OK;
 }
 
+void cuda_device_close(void)
+{
+    if (cuda.stream != NULL)
+        cudaStreamDestroy(cuda.stream);
+    if (cuda.fault != NULL)
+        cudaFreeHost(cuda.fault);
+    cuda.stream = NULL;
+    cuda.fault = NULL;
+    cudaGetLastError();
+}
+
 int cuda_memory_alloc(void *self, size_t bytes, void **out)
 {
     *out = NULL;

@@ -78,6 +78,10 @@ __attribute__((visibility("default"))) int asen_plugin_init(const asen_services 
     if (services->abi != ASEN_BACKEND_ABI || services->op_count != ASEN_OP_COUNT ||
         strcmp(services->op_names, backend.op_names) != 0)
         return ASEN_OK; /* the core compares, and says it */
-    CUDA_OK(cuda_device_open());
-    return cuda_transfer_open();
+    int status = cuda_device_open();
+    if (status == ASEN_OK)
+        status = cuda_transfer_open();
+    if (status != ASEN_OK)
+        cuda_device_close();
+    return status;
 }

@@ -171,6 +171,32 @@ def test_convolutions_under_every_option(option, value):
             _asen.set_option("cuda", option, 0)
 
 
+def test_tf32_is_only_where_it_is_asked_for():
+    """Off, a convolution and a product of 256 terms are within float32's rounding of float64; on, within TF32's
+    (2^-11 an input); off again, the same bits as at first."""
+    x, w, a, b = random(2, 64, 8, 8), random(64, 64, 3, 3, seed=1), random(64, 256, seed=2), random(256, 64, seed=3)
+    exact = [host(_asen.conv2d(*(_asen.from_numpy(v.astype(np.float64)) for v in (x, w)), padding=1)),
+             a.astype(np.float64) @ b]
+
+    def results():
+        on = [_asen.from_numpy(v).contiguous().to(device="cuda") for v in (x, w, a, b)]
+        return [host(_asen.conv2d(on[0], on[1], padding=1)), host(_asen.matmul(on[2], on[3]))]
+
+    def errors(found):
+        return [np.abs(f - e).max() / np.abs(e).max() for f, e in zip(found, exact)]
+
+    first = results()
+    assert max(errors(first)) < 4e-6
+    cuda.allow_tf32(True)
+    rounded = errors(results())
+    assert max(rounded) < 2e-3
+    if os.environ.get("ASENPP_CUDA_PLUGIN"):    # the simulated GPU has tensor cores, and uses them
+        assert min(rounded) > 2e-5
+    cuda.allow_tf32(False)
+    for one, again in zip(first, results()):
+        assert one.tobytes() == again.tobytes()
+
+
 def test_an_integer_zero_as_divisor_is_an_error_when_somebody_waits():
     a, b = (_asen.from_numpy(np.array(v)).to(device="cuda") for v in ([4, 6], [2, 0]))
     with pytest.raises(ValueError, match="div: integer division by zero"):

@@ -75,6 +75,20 @@ def test_models_are_the_cpus(kind, training):
     assert np.sqrt(error / square) < (1e-2 if training else 1e-3), np.sqrt(error / square)
 
 
+def test_after_the_first_step_nothing_is_asked_of_the_driver():
+    """Two steps warm the cache; the third takes all its memory from it, and leaves as much in use."""
+    _, ours, _ = build("ASEN", "MODEL.LOCAL.ENABLE", True)
+    rng = np.random.default_rng(0)
+    x, local = rng.standard_normal((6, 3, 32, 32)), rng.standard_normal((6, 3, 32, 32))
+    seen = []
+    for _ in range(3):
+        step(ours, x, local, "cuda", np.float32, True)
+        ours.zero_grad()
+        stats = _asen.memory_stats("cuda")
+        seen.append((stats["system_requests"], stats["current"]))
+    assert seen[1] == seen[2]
+
+
 @pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
 def test_folded_inference(dtype):
     """Convolution, batch norm, residual and ReLU in one call: near the unfolded float64 model; twice the same bits."""
