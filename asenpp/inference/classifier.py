@@ -15,6 +15,7 @@ from ..basics import no_grad
 from ..config import Config
 from ..data.index import DataError
 from ..engine.errors import EngineError
+from ..engine.precision import Precision
 from ..engine.run import choose_device, set_threads
 from ..engine.state import read, take_weights
 from ..engine.step import Images
@@ -60,7 +61,7 @@ class StyleClassifier:
         self._model.to(device=self._device)
         self._model.eval()
         self._checkpoint, self._batch = path, cfg.DATA.TEST_BATCHSIZE
-        self._images = Images(cfg, self._device)
+        self._images, self._precision = Images(cfg, self._device), Precision(cfg, self._device)
         self._transform = GlobalTransform(cfg)
         self._transform.exif = True
 
@@ -117,7 +118,7 @@ class StyleClassifier:
         return [(number, float(row[number])) for row, number in zip(rows, rows.argmax(axis=1).tolist())]
 
     def _probabilities(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
-        with no_grad():
+        with no_grad(), self._precision.autocast():
             attributes = np.full(len(prepared), ATTRIBUTE)
             logits = self._model.forward_style(self._images(np.stack(prepared)), attributes)[2]
             rows = self._model.probabilities(logits).to(device="cpu").numpy()

@@ -208,3 +208,18 @@ def test_memory_is_checked_against_the_gpus(folder, stage_one, monkeypatch, caps
     assert main(kit.command(folder, "s1", opts=["NAME", "large", "DEVICE", "cuda", "DATA.TRAIN_BATCHSIZE", 512])) != 0
     error = capsys.readouterr().err
     assert "memory of the GPU" in error and "DATA.TRAIN_BATCHSIZE" in error
+
+
+def test_style_inference_is_the_cpus(tmp_path):
+    """StyleClassifier on the same images: probabilities to 1e-4; in bfloat16 to 0.05."""
+    from asenpp.inference import StyleClassifier
+    from test_inference import config, drawing, save_weights
+
+    path = tmp_path / "weights.pth.tar"
+    save_weights(config(), path)
+    pictures = [drawing(i) for i in range(5)]
+    exact = StyleClassifier(config(), path).probabilities(pictures)
+    assert np.ptp(exact, axis=0).max() > 1e-3
+    for mode, tolerance in (("off", 1e-4), ("bf16", 0.05)):
+        ours = StyleClassifier(config("DEVICE", "cuda", "SOLVER.AMP", mode), path).probabilities(pictures)
+        assert np.abs(ours - exact).max() < tolerance
