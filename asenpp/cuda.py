@@ -16,11 +16,28 @@ from pathlib import Path
 
 from . import _asen
 
-__all__ = ["is_available", "why_not", "memory_info", "allow_tf32", "autotune", "synchronize"]
+__all__ = ["is_available", "is_built", "why_not", "memory_info", "allow_tf32", "autotune", "synchronize"]
 
 PLUGIN = "_asen_cuda.so"
 # What the plugin needs by name, and the pip package that has it.
 _LIBRARIES = {"libcublasLt.so.13": "nvidia-cublas", "libcudnn.so.9": "nvidia-cudnn-cu13"}
+
+
+def is_built() -> bool:
+    """Whether this build has the plugin (whatever the machine has)."""
+    return os.path.exists(_plugin())
+
+
+def _plugin() -> str:
+    return os.environ.get("ASENPP_CUDA_PLUGIN") or os.path.join(os.path.dirname(os.path.abspath(__file__)), PLUGIN)
+
+
+def _check_driver() -> None:
+    """Raises OSError where there is no driver: before cuDNN's hundreds of megabytes are mapped for nothing."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError as error:
+        raise OSError(f"no NVIDIA driver is loaded here ({error}): install it, or run on the CPU") from None
 
 
 def _load_library(name: str) -> None:
@@ -43,13 +60,13 @@ def why_not() -> str:
 
     Loads the plugin on the first call, so nothing of CUDA is touched before somebody asks.
     """
-    other = os.environ.get("ASENPP_CUDA_PLUGIN")
-    path = other or os.path.join(os.path.dirname(os.path.abspath(__file__)), PLUGIN)
-    if not os.path.exists(path):
+    other, path = os.environ.get("ASENPP_CUDA_PLUGIN"), _plugin()
+    if not is_built():
         return (f"ASENPP_CUDA_PLUGIN names {path}, which is not there" if other else
                 f"this build has no CUDA plugin (asenpp/{PLUGIN}): build it with a CUDA toolkit, see docs/cuda.md")
     try:
         if not other:
+            _check_driver()
             for name in _LIBRARIES:
                 _load_library(name)
         _asen.load_plugin(path)

@@ -23,6 +23,8 @@ def choose_device(cfg: Any, logger: Any = None) -> str:
         device = "cuda"
     else:
         device = "cuda" if cuda.is_available() else "cpu"
+        if device == "cpu" and cuda.is_built() and logger is not None:
+            logger.info("on the processor: CUDA is unavailable: %s", cuda.why_not())
     if cfg.SOLVER.AMP != "off" and device == "cpu" and logger is not None:
         logger.warning("SOLVER.AMP is %s, but on the processor all is computed in float32", cfg.SOLVER.AMP)
     return device
