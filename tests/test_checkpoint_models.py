@@ -48,7 +48,8 @@ def same(ours, theirs):
         array = np.asarray(ours[name].numpy() if hasattr(ours[name], "numpy") else ours[name])
         want = value.detach().numpy()
         assert (array.dtype, array.shape) == (want.dtype, want.shape), name
-        assert array.tobytes() == want.tobytes(), name
+        identical = array.tobytes() == want.tobytes()   # apart: pytest would print how megabytes differ
+        assert identical, name
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
