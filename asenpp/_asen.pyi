@@ -80,7 +80,9 @@ class Tensor:
         """The values as nested lists."""
 
     def to(self, target: str | None = None, dtype: str | None = None, device: str | None = None) -> Tensor:
-        """to(dtype or device): the tensor converted or moved; itself where nothing changes."""
+        """to(dtype or device): the tensor converted or moved; itself where nothing changes. What is moved to another
+        device has no history there.
+        """
 
     def float(self) -> Tensor:
         """to('float32')."""

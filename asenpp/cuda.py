@@ -16,7 +16,7 @@ from pathlib import Path
 
 from . import _asen
 
-__all__ = ["is_available", "is_built", "why_not", "memory_info", "allow_tf32", "autotune", "synchronize"]
+__all__ = ["is_available", "is_built", "why_not", "require", "memory_info", "allow_tf32", "autotune", "synchronize"]
 
 PLUGIN = "_asen_cuda.so"
 # What the plugin needs by name, and the pip package that has it.
@@ -70,7 +70,6 @@ def why_not() -> str:
             for name in _LIBRARIES:
                 _load_library(name)
         _asen.load_plugin(path)
-        _asen.memory_stats("cuda")
     except (RuntimeError, ValueError, OSError, MemoryError) as error:
         return re.sub(r"\s+", " ", str(error))
     return ""
@@ -81,14 +80,15 @@ def is_available() -> bool:
     return not why_not()
 
 
-def _require() -> None:
+def require() -> None:
+    """Loads the device "cuda" (whoever names it first does); RuntimeError, with the reason, where it cannot be used."""
     if why_not():
         raise RuntimeError(f"CUDA is unavailable: {why_not()}")
 
 
 def memory_info() -> tuple[int, int]:
     """Bytes of the GPU's memory: free and in all. RuntimeError where CUDA is unavailable."""
-    _require()
+    require()
     info = _asen.memory_info("cuda")
     assert info is not None
     return info
@@ -97,7 +97,7 @@ def memory_info() -> tuple[int, int]:
 def allow_tf32(on: bool) -> None:
     """Whether float32 convolutions and matrix products may round their inputs to TF32 (10 bits of mantissa) on
     GPUs since compute capability 8.0. Off at first. RuntimeError where CUDA is unavailable."""
-    _require()
+    require()
     _asen.set_option("cuda", "tf32", int(on))
 
 
@@ -106,12 +106,12 @@ def autotune(plans: int = 4) -> None:
     (PyTorch's cudnn.benchmark); 0 turns it off, as at first. Faster, but timings decide: two runs may differ in
     their last bits. Every plan keeps the precision asked for and is deterministic in itself. ValueError above 8;
     RuntimeError where CUDA is unavailable."""
-    _require()
+    require()
     _asen.set_option("cuda", "autotune", plans)
 
 
 def synchronize() -> None:
     """Waits until all that was queued on the GPU has run. Raises what went wrong there; RuntimeError where CUDA
     is unavailable."""
-    _require()
+    require()
     _asen.synchronize("cuda")

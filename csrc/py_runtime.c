@@ -25,16 +25,37 @@ static PyObject *set_num_threads(PyObject *module, PyObject *value)
 
 static PyObject *get_num_threads(PyObject *module, PyObject *unused) { return PyLong_FromLong(asen_threads_get()); }
 
+/* asenpp.cuda finds the plugin, loads it, or raises what is missing. */
+static int load_cuda(void)
+{
+    PyObject *cuda = PyImport_ImportModule("asenpp.cuda");
+    PyObject *done = cuda == NULL ? NULL : PyObject_CallMethod(cuda, "require", NULL);
+    Py_XDECREF(cuda);
+    Py_XDECREF(done);
+    return done == NULL ? -1 : 0;
+}
+
+int asen_py_device(const char *name, asen_device **out)
+{
+    int status = asen_device_get(name, out);
+    if (status != ASEN_OK && strcmp(name, "cuda") == 0) {
+        if (load_cuda() < 0)
+            return -1;
+        status = asen_device_get(name, out);
+    }
+    if (status == ASEN_OK)
+        return 0;
+    asen_py_raise(status);
+    return -1;
+}
+
 static asen_device *device_arg(PyObject *args)
 {
     const char *name = "cpu";
     asen_device *device = NULL;
     if (!PyArg_ParseTuple(args, "|s", &name))
         return NULL;
-    int status = asen_device_get(name, &device);
-    if (status != ASEN_OK)
-        asen_py_raise(status);
-    return device;
+    return asen_py_device(name, &device) < 0 ? NULL : device;
 }
 
 static PyObject *memory_stats(PyObject *module, PyObject *args)
@@ -304,9 +325,9 @@ static PyObject *set_option(PyObject *module, PyObject *args)
     asen_device *device;
     if (!PyArg_ParseTuple(args, "ssL:set_option", &device_name, &name, &value))
         return NULL;
-    int status = asen_device_get(device_name, &device);
-    if (status == ASEN_OK)
-        status = device->backend->set_option == NULL
+    if (asen_py_device(device_name, &device) < 0)
+        return NULL;
+    int status = device->backend->set_option == NULL
                      ? asen_fail(ASEN_ERR_VALUE, "%s has no option '%s'", device_name, name)
                      : device->backend->set_option(device->backend->self, name, value);
     if (status != ASEN_OK)

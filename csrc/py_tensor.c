@@ -297,9 +297,8 @@ static PyObject *method_to(PyObject *self, PyObject *args, PyObject *kwargs)
                 PyErr_SetString(PyExc_TypeError, "a device is a name such as 'cpu'");
             return NULL;
         }
-        int status = asen_device_get(name, &device);
-        if (status != ASEN_OK)
-            return asen_py_raise(status);
+        if (asen_py_device(name, &device) < 0)
+            return NULL;
     }
     if (dtype == tensor->dtype && device == tensor->storage->device)
         return Py_NewRef(self);
@@ -490,7 +489,7 @@ PyMethodDef asen_py_tensor_methods[] = {
     {"__dlpack_device__", method_dlpack_device, METH_NOARGS, NULL},
     {"item", method_item, METH_NOARGS, "The one element as a Python number."},
     {"tolist", method_tolist, METH_NOARGS, "The values as nested lists."},
-    {"to", (PyCFunction)(void (*)(void))method_to, METH_VARARGS | METH_KEYWORDS, "to(dtype or device): the tensor converted or moved; itself where nothing changes."},
+    {"to", (PyCFunction)(void (*)(void))method_to, METH_VARARGS | METH_KEYWORDS, "to(dtype or device): the tensor converted or moved; itself where nothing changes. What is moved to another device has no history there."},
     {"float", method_float, METH_NOARGS, "to('float32')."},
     {"double", method_double, METH_NOARGS, "to('float64')."},
     {"long", method_long, METH_NOARGS, "to('int64')."},

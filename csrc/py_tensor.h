@@ -22,8 +22,9 @@ PyObject *asen_py_wrap(asen_py_state *state, asen_tensor *tensor);
 asen_tensor *asen_py_unwrap(asen_py_state *state, PyObject *object, const char *what);
 bool asen_py_is_tensor(asen_py_state *state, PyObject *object);
 
-/* Names of dtypes and devices; -1 with an exception set. */
+/* Names of dtypes and devices; -1 with an exception set. "cuda" loads its plugin when it is first named. */
 int asen_py_dtype(PyObject *object, asen_dtype *out);
+int asen_py_device(const char *name, asen_device **out);
 
 /* Applies op to tensors and attributes as Python gives them: see py_ops.c. */
 PyObject *asen_py_call_op(asen_py_state *state, asen_op op, PyObject *self, PyObject *const *args, Py_ssize_t n_args,

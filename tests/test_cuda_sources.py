@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import asenpp
 from asenpp import _asen, cuda
 from test_walls import includes, without_comments
 
@@ -105,5 +106,7 @@ def test_why_not_is_one_sentence_that_names_something():
         assert "\n" not in reason and len(reason) > 20
         with pytest.raises(RuntimeError, match="CUDA is unavailable: "):
             cuda.memory_info()
-        with pytest.raises(ValueError, match="no device 'cuda'"):
-            _asen.memory_stats("cuda")
+        for use in (lambda: _asen.memory_stats("cuda"), lambda: asenpp.zeros(2, device="cuda"),
+                    lambda: _asen.set_option("cuda", "tf32", 1)):
+            with pytest.raises(RuntimeError, match="CUDA is unavailable: "):
+                use()
