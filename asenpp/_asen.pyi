@@ -80,8 +80,8 @@ class Tensor:
         """The values as nested lists."""
 
     def to(self, target: str | None = None, dtype: str | None = None, device: str | None = None) -> Tensor:
-        """to(dtype or device): the tensor converted or moved; itself where nothing changes. What is moved to another
-        device has no history there.
+        """to(dtype or device): the tensor converted or moved; itself where nothing changes. Gradients flow back, also
+        between devices.
         """
 
     def float(self) -> Tensor:

@@ -221,12 +221,25 @@ done:
     return status;
 }
 
+/* Back to the dtype, and where the copy went to another device (Tensor.to) to the device, of x. */
 RULE(copy)
 {
-    if (dy[0]->dtype != node->meta[0].dtype)
-        return APPLY(&dx[0], copy, ATTRS(copy, .dtype = node->meta[0].dtype), dy[0]);
-    dx[0] = asen_tensor_retain(dy[0]);
-    return ASEN_OK;
+    const asen_input_meta *x = &node->meta[0];
+    asen_tensor *t = NULL;
+    int status = ASEN_OK;
+    if (dy[0]->dtype != x->dtype)
+        status = APPLY(&t, copy, ATTRS(copy, .dtype = x->dtype), dy[0]);
+    else
+        t = asen_tensor_retain(dy[0]);
+    if (status != ASEN_OK || t->storage->device == x->device) {
+        dx[0] = t;
+        return status;
+    }
+    TRY(asen_tensor_new(x->device, x->dtype, x->ndim, x->shape, &dx[0]));
+    TRY(asen_tensor_copy_into(dx[0], t));
+done:
+    asen_tensor_release(t);
+    return status;
 }
 
 /* ---- reductions ---- */

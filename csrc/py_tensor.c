@@ -312,8 +312,10 @@ static PyObject *method_to(PyObject *self, PyObject *args, PyObject *kwargs)
     Py_BEGIN_ALLOW_THREADS
     status = asen_tensor_copy_into(moved, tensor);
     Py_END_ALLOW_THREADS
-    if (status == ASEN_OK && tensor->node != NULL && tensor->node->leaf)
-        status = asen_tape_set_leaf(moved, true);
+    if (status == ASEN_OK) {
+        const asen_attrs attrs = {.copy = {.dtype = dtype}};
+        status = asen_tape_record(ASEN_OP_copy, &tensor, &tensor, 1, &attrs, &moved, 1);
+    }
     if (status != ASEN_OK) {
         asen_tensor_release(moved);
         return asen_py_raise(status);
@@ -489,7 +491,7 @@ PyMethodDef asen_py_tensor_methods[] = {
     {"__dlpack_device__", method_dlpack_device, METH_NOARGS, NULL},
     {"item", method_item, METH_NOARGS, "The one element as a Python number."},
     {"tolist", method_tolist, METH_NOARGS, "The values as nested lists."},
-    {"to", (PyCFunction)(void (*)(void))method_to, METH_VARARGS | METH_KEYWORDS, "to(dtype or device): the tensor converted or moved; itself where nothing changes. What is moved to another device has no history there."},
+    {"to", (PyCFunction)(void (*)(void))method_to, METH_VARARGS | METH_KEYWORDS, "to(dtype or device): the tensor converted or moved; itself where nothing changes. Gradients flow back, also between devices."},
     {"float", method_float, METH_NOARGS, "to('float32')."},
     {"double", method_double, METH_NOARGS, "to('float64')."},
     {"long", method_long, METH_NOARGS, "to('int64')."},

@@ -96,6 +96,7 @@ static void meta_set(asen_input_meta *meta, const asen_tensor *t)
     meta->ndim = t == NULL ? -1 : t->ndim;
     if (t == NULL)
         return;
+    meta->device = t->storage->device;
     meta->dtype = t->dtype;
     memcpy(meta->shape, t->shape, sizeof meta->shape);
 }

@@ -11,6 +11,7 @@
 #include "op.h"
 
 typedef struct asen_input_meta {
+    asen_device *device;
     asen_dtype dtype;
     int ndim;
     int64_t shape[ASEN_MAX_DIMS];
@@ -29,7 +30,7 @@ struct asen_node {
     bool *needs;           /* [n_in] this input wants a gradient */
     asen_node **edge;      /* [n_in] owned; NULL where none is wanted */
     int *edge_slot;        /* [n_in] which output of that node */
-    asen_input_meta *meta; /* [n_in] dtype and shape of each input; ndim -1 where absent */
+    asen_input_meta *meta; /* [n_in] device, dtype and shape of each input; ndim -1 where absent */
     asen_tensor **saved_in;            /* [n_in] data without node, or NULL */
     uint64_t *saved_in_version;
     asen_tensor *saved_out[ASEN_MAX_OUT];

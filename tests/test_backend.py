@@ -89,6 +89,27 @@ print("ran before anybody waited:", early)
     assert out.strip() == "ran before anybody waited: 0"
 
 
+def test_gradients_flow_between_devices(build):
+    """to() is part of the graph: what is moved there, converted, and moved back has a gradient where it started."""
+    run(
+        """
+import sys
+import numpy as np
+from asenpp import _asen
+_asen.load_plugin(sys.argv[1])
+x = _asen.from_numpy(np.arange(6, dtype=np.float32).reshape(2, 3)).requires_grad_()
+there = x.to("toy")
+assert there.requires_grad and not there.is_leaf
+y = (there * there).to(dtype="float64", device="cpu")
+(y * 3.0).sum().backward()
+assert x.grad.device == "cpu" and x.grad.dtype == "float32"
+assert x.grad.tolist() == (6 * np.arange(6.0).reshape(2, 3)).tolist()
+_asen.set_grad_enabled(False)
+assert not x.to("toy").requires_grad
+""",
+        build("toy"))
+
+
 def test_missing_kernel_and_mixed_devices_are_clear_errors(build):
     run(
         """

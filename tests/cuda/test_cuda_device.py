@@ -28,6 +28,13 @@ def test_there_and_back():
             np.testing.assert_array_equal(host(back.to(dtype="float64")), host(x.to(dtype="float64")))
 
 
+def test_gradients_flow_between_devices():
+    x = _asen.from_numpy(random(3, 4)).requires_grad_()
+    (x.to(device="cuda").exp().to(device="cpu") * 2.0).sum().backward()
+    assert x.grad.device == "cpu"
+    np.testing.assert_allclose(host(x.grad), 2 * np.exp(host(x)), rtol=1e-6)
+
+
 def test_large_and_many_uploads():
     """More bytes than the ring of pinned slots holds, and the source overwritten at once."""
     big = np.arange(9_000_003, dtype=np.float32)
