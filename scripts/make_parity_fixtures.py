@@ -21,11 +21,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import numpy as np  # noqa: E402 - the paths come first
 import torch  # noqa: E402
 
+import checkpoint_kit  # noqa: E402
 import parity_fixtures as fixtures  # noqa: E402
 import parity_kit as kit  # noqa: E402
 import parity_torch  # noqa: E402
 from asenpp import models  # noqa: E402
-from test_checkpoint_containers import tar_file  # noqa: E402
 from test_op_parity import pytorchs  # noqa: E402
 from test_ops import SPECS, Sample, cotangents, rounded  # noqa: E402
 
@@ -102,7 +102,8 @@ def checkpoints(folder):
         torch.save({"epoch": 3, "model": content, "mAP": 0.25}, folder / f"checkpoint_{name}.pth.tar",
                    _use_new_zipfile_serialization=zipped)
     # The old tar knows tensors alone, here all of float32.
-    tar_file(folder / "checkpoint_tar.pth.tar", {n: t for n, t in content.items() if t.dtype == torch.float32 and n != "view"})
+    whole = {n: checkpoint_kit.tensor(t.numpy(), "cuda:0") for n, t in content.items() if t.dtype == torch.float32 and n != "view"}
+    (folder / "checkpoint_tar.pth.tar").write_bytes(checkpoint_kit.tar_file(whole))
 
 
 def main():

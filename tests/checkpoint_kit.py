@@ -188,7 +188,7 @@ def tar_members(obj, order: str = "little", native: bool = True, pickle: bytes |
 
     data = dump(obj, persistent) if pickle is None else pickle
     code, written = "<" if order == "little" else ">", order if native else "little"
-    stored, described = dump(len(storages)), dump(len(tensors))
+    stored, described = bytearray(dump(len(storages))), dump(len(tensors))  # bytes would be copied for each storage
     for i, s in enumerate(storages):
         stored += dump((i, s.location, Global("torch", s.kind + "Storage")))
         stored += len(s.array).to_bytes(8, written) + s.data(written)
@@ -199,7 +199,7 @@ def tar_members(obj, order: str = "little", native: bool = True, pickle: bytes |
         described += dump((1000 + i, number(t.storage, storages), Global("torch", t.storage.kind + "Tensor")))
         described += struct.pack(f"{code}ii{2 * len(t.size) + 1}q", len(t.size), 0, *t.size, *t.stride, t.offset)
     return {"sys_info": dump({"protocol_version": 1000, "little_endian": order == "little", "type_sizes": {}}),
-            "pickle": data, "tensors": described, "storages": stored}
+            "pickle": data, "tensors": described, "storages": bytes(stored)}
 
 
 def tar_of(members: dict[str, bytes]) -> bytes:

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 import asenpp
+import checkpoint_kit
 import parity_kit as kit
 from asenpp import models
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: it writes and reads the files here")
 import torch_models as tm  # noqa: E402 - it needs PyTorch
-from test_checkpoint_containers import tar_file  # noqa: E402
 
 BACKBONES, CONTAINERS = ["resnet18", "resnet34", "resnet50"], ["zip", "stream", "tar"]
 
@@ -36,7 +36,9 @@ def randomized(theirs):
 def written(path, kind, state):
     """state, inside the published dict of a checkpoint (a tar: alone, and without counters, which it knows not)."""
     if kind == "tar":
-        return tar_file(path, {name: value for name, value in state.items() if value.dtype == torch.float32})
+        path.write_bytes(checkpoint_kit.tar_file({name: checkpoint_kit.tensor(value.numpy(), "cuda:0")
+                                                  for name, value in state.items() if value.dtype == torch.float32}))
+        return path
     torch.save({"epoch": 3, "model": state, "mAP": 0.25}, path, _use_new_zipfile_serialization=kind == "zip")
     return path
 
