@@ -67,6 +67,20 @@ def test_every_shipped_graph_has_a_plan_that_keeps_its_promises(planner, devices
         assert row.planned == (row.graphs if row.device.runs(dtype) else 0), row
 
 
+GENERIC = 0     # cuDNN's engine that can do everything: on an H200 a hundredth of the others' rate
+
+
+def test_no_large_convolution_is_left_to_the_generic_engine(planner, devices, shipped):
+    """In float32, where most engines are refused, and filters beyond 1 x 1 (those are products: conv_product.c).
+    The workspace that a plan is granted decides this."""
+    large = [g for g in shipped if g.kh * g.kw > 1
+             and 2.0 * g.n * g.o * g.p * g.q * g.c // g.groups * g.kh * g.kw > 10e9]
+    assert len(large) > 100
+    for device in devices:
+        for graph, answer in zip(large, plans.ask(planner, device, large, "float32")):
+            assert answer.plans[0].engine != GENERIC, f"{device.name}: {graph} ({shipped[graph]})"
+
+
 @pytest.mark.parametrize("dtype", [*plans.DEFAULT, "float64"])
 def test_samples_and_odd_shapes_have_plans(planner, devices, dtype):
     cases = {**graphs.samples(), **graphs.odd()}

@@ -176,8 +176,8 @@ def _answer(line: str) -> Answer:
 # -- the checks ---------------------------------------------------------------------------------------
 
 def workspace_limit(graph: Graph, dtype: str) -> int:
-    largest = graph.n * max(graph.c * graph.h * graph.w, graph.o * graph.p * graph.q)
-    return (256 << 20) + largest * ITEM[dtype]
+    activations = graph.n * (graph.c * graph.h * graph.w + graph.o * graph.p * graph.q)
+    return (256 << 20) + activations * ITEM[dtype]
 
 
 def faults(graph: Graph, dtype: str, device: Device, answer: Answer) -> list[str]:
