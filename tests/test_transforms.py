@@ -52,7 +52,7 @@ def normalized(pixels):
 SIDES = [1, 2, 3, 5, 16, 31, 64, 97, 224, 333]
 
 
-@pytest.mark.parametrize("height,width", itertools.product(SIDES, SIDES))
+@pytest.mark.parametrize("height,width", list(itertools.product(SIDES, SIDES)))
 def test_resize_equals_pillow(height, width):
     """Up, down, odd and one-pixel sizes, each axis on its own scale; noise and black-and-white."""
     for i, (to_height, to_width) in enumerate(itertools.product([1, 7, 32, 50, 224], [1, 6, 33, 112, 225])):
