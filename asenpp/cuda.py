@@ -12,6 +12,7 @@ import functools
 import os
 import re
 import sys
+import threading
 from pathlib import Path
 
 from . import _asen
@@ -54,12 +55,20 @@ def _load_library(name: str) -> None:
     raise OSError(f"{name} is not installed (pip install '{_LIBRARIES[name]}'): {reason}")
 
 
-@functools.lru_cache(maxsize=None)
+_lock = threading.Lock()
+
+
 def why_not() -> str:
     """What stands between this process and CUDA, in one sentence; "" where CUDA works.
 
     Loads the plugin on the first call, so nothing of CUDA is touched before somebody asks.
     """
+    with _lock:     # a second thread that asks meanwhile waits, and does not load it again
+        return _load()
+
+
+@functools.lru_cache(maxsize=None)
+def _load() -> str:
     other, path = os.environ.get("ASENPP_CUDA_PLUGIN"), _plugin()
     if not is_built():
         return (f"ASENPP_CUDA_PLUGIN names {path}, which is not there" if other else

@@ -106,8 +106,8 @@ class Batch:
     """One batch.
 
     ids: the image ids, as given. pixels: (len(ids), S, S, 3), C-contiguous, the global transform of
-    each: float32, or uint8 from a loader that does not normalise. images: the decoded images, uint8 (height, width, 3), in the order of ids
-    (an image that occurs twice is there twice, as one array); None unless `keep_images`.
+    each: float32, or uint8 from a loader that does not normalise. images: the decoded images, uint8
+    (height, width, 3), in the order of ids (an image that occurs twice is there twice, as one array); None unless `keep_images`.
     extra: what came with the ids.
     """
 

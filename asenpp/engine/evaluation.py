@@ -65,7 +65,8 @@ class Evaluation:
         self.loader.close()
 
     def run(self, model: Any, stop: StopSignals | None = None) -> dict[str, Any]:
-        """Evaluates `model`, which lies on the device, and logs the result. See `evaluate`. Raises Interrupted where `stop` asks."""
+        """Evaluates `model`, which lies on the device, and logs the result. See `evaluate`. Raises Interrupted where
+        `stop` asks."""
         stop = stop or StopSignals()
         was_training = model.training
         model.eval()
@@ -196,7 +197,8 @@ def _take(features: Any, rows: np.ndarray, count: int) -> Any:
 def evaluate(cfg: Any, split: str = "VALID", checkpoint: str | None = None, model: Any = None) -> dict[str, Any]:
     """Evaluates a model on the queries and candidates of a split, "VALID" or "TEST".
 
-    cfg: see asenpp.load_config. checkpoint: a file with the weights; or model: a model as it stands.
+    cfg: see asenpp.load_config. checkpoint: a file with the weights; or model: a model as it stands, on the device
+    where it is (DEVICE is not looked at then).
 
     Returns {"split", "mAP" (mean over attributes weighted by queries, in [0, 1]), "attributes"
     {name: mAP}, "queries" {name: count}, "images", "subset"}, for style models also "style" (see
@@ -209,7 +211,8 @@ def evaluate(cfg: Any, split: str = "VALID", checkpoint: str | None = None, mode
     if (checkpoint is None) == (model is None):
         raise EngineError("evaluate needs a checkpoint or a model, one of them")
     logger = get_logger(cfg)
-    device, threads = choose_device(cfg, logger), set_threads(cfg)
+    device = next(model.parameters()).device if model is not None else choose_device(cfg, logger)
+    threads = set_threads(cfg)
     logger.debug("device %s, %d threads", device, threads)
     state = None
     if checkpoint is not None:

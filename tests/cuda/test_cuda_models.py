@@ -91,7 +91,8 @@ def test_after_the_first_step_nothing_is_asked_of_the_driver():
 
 @pytest.mark.parametrize("dtype", [None, "bfloat16", "float16"])
 def test_folded_inference(dtype):
-    """Convolution, batch norm, residual and ReLU in one call: near the unfolded float64 model; twice the same bits."""
+    """Convolution, batch norm, residual and ReLU in one call: near the unfolded float64 model; twice the same bits.
+    The same model then computes in float32: weights folded in one precision are not used in another."""
     exact, ours, _ = build("ASEN")
     x = np.random.default_rng(1).standard_normal((3, 3, 64, 64))
     exact.eval(), ours.eval()
@@ -102,6 +103,9 @@ def test_folded_inference(dtype):
         got = [host(ours(Tensor(x.astype(np.float32)).to(device="cuda"), [0, 1, 0])[0]) for _ in range(2)]
     assert got[0].dtype == np.float32
     np.testing.assert_array_equal(got[0], got[1])
+    with asenpp.no_grad():
+        plain = host(ours(Tensor(x.astype(np.float32)).to(device="cuda"), [0, 1, 0])[0])
+    assert np.abs(plain - wanted).max() < 2e-5 * np.abs(wanted).max()
     assert np.abs(got[0] - wanted).max() < {None: 2e-5, "bfloat16": 0.05, "float16": 0.01}[dtype] * np.abs(wanted).max()
 
 
@@ -147,8 +151,6 @@ def follows(ours, exact):
 
 @pytest.fixture(scope="module")
 def stage_one(folder):
-    if not cuda.is_available():
-        pytest.skip(cuda.why_not())
     return {device: train(folder, "s1", f"{device}_s1", device) for device in ("cpu", "cuda")}
 
 
@@ -190,6 +192,49 @@ def test_other_precisions_train(folder, stage_one, mode):
     assert max(abs(a - b) for a, b in zip(ours, exact)) < 0.05 * max(exact)
     first = next(line for line in lines if line["event"] == "train")
     assert ("skipped" in first) == (mode != "tf32")
+
+
+@pytest.fixture
+def scaled(monkeypatch):
+    """Makes the scale that fp16 begins with."""
+    from asenpp.engine import precision
+
+    def make(scale):
+        monkeypatch.setattr(precision.amp, "GradScaler", lambda _, *rest, **more: amp_scaler(scale, *rest, **more))
+
+    amp_scaler = amp.GradScaler
+    return make
+
+
+def test_steps_that_overflow_are_left_out_and_told(folder, scaled, capsys):
+    """A scale far too large: the first steps are skipped, it comes down, and the rest trains; checkpoint and metrics
+    count the same."""
+    scaled(2.0**30)
+    found, _, lines = train(folder, "s1", "overflow", "cuda", "SOLVER.AMP", "fp16", "DATA.NUM_TRIPLETS", 80)
+    state = asenpp.load(folder / "runs" / "overflow" / "checkpoint.pth.tar")
+    skipped = state["scaler"]["skipped"]
+    assert 0 < skipped < 40 and state["step"] == 40 - skipped == max(line["step"] for line in lines)
+    assert state["scaler"]["scale"] == 2.0**30 / 2**skipped
+    assert [line["skipped"] for line in lines if line["event"] == "train"][-1] == skipped
+    assert np.isfinite(found).all() and "steps left out so far" in capsys.readouterr().out
+
+
+def test_a_training_that_only_overflows_is_an_error(folder, scaled, capsys):
+    """In one line, with the remedy; and no checkpoint of it."""
+    scaled(2.0**120)
+    assert main(kit.command(folder, "s1", opts=["NAME", "hopeless", "DEVICE", "cuda", "SOLVER.AMP", "fp16",
+                                                "DATA.NUM_TRIPLETS", 240])) != 0
+    error = capsys.readouterr().err
+    assert "not finite" in error and "SOLVER.AMP off" in error and "Traceback" not in error
+    assert not (folder / "runs" / "hopeless" / "checkpoint.pth.tar").exists()
+
+
+def test_a_model_is_evaluated_where_it_lies(folder):
+    """evaluate(cfg, model=...): on the CPU although DEVICE would be the GPU, and the other way round."""
+    for device, other in (("cpu", "cuda"), ("cuda", "cpu")):
+        cfg = kit.config(folder, "s1", "NAME", "lies", "DEVICE", other)
+        model = asenpp.build_model(cfg).to(device=device)
+        assert 0 < asenpp.engine.evaluate(cfg, model=model)["mAP"] <= 1
 
 
 def test_style_models_train(folder, stage_one):
