@@ -112,6 +112,16 @@ PLACES = {
 }
 
 
+class Proof(pickle.Unpickler):
+    """Python's own; names of PyTorch's, which need not be installed, stand for something that takes any arguments."""
+
+    def find_class(self, module, name):
+        return (lambda *_: None) if module.split(".")[0] == "torch" else super().find_class(module, name)
+
+    def persistent_load(self, pid):
+        return pid
+
+
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("way", WAYS)
 def test_malicious_pickles_are_refused_and_nothing_runs(tmp_path, way, place):
@@ -120,11 +130,9 @@ def test_malicious_pickles_are_refused_and_nothing_runs(tmp_path, way, place):
     trace = tmp_path / "trace"
     opcodes, named = WAYS[way]
     data = b"\x80\x02" + opcodes.replace(COMMAND, kit.text(f"touch {trace}")) + b"."
-    unpickler = pickle.Unpickler(io.BytesIO(data))
-    unpickler.persistent_load = lambda pid: pid
     if way not in ALONE:
         try:
-            unpickler.load()
+            Proof(io.BytesIO(data)).load()
         except Exception:  # what it returns fits nowhere; it has run
             pass
         assert trace.exists(), "this pickle does nothing: the test proves nothing"
