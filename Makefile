@@ -69,9 +69,9 @@ $(VENV)/pyvenv.cfg: | system
 	$(PYTHON) -m venv $(VENV)
 
 # Editable, so that main.py, the tests and the installed package are the same files; anew when the
-# core changed (csrc itself: a file came or went) or the module is gone.
+# core changed (its folders, too: a file came or went) or the module is gone.
 install: system $(INSTALLED)
-$(INSTALLED): $(VENV)/pyvenv.cfg setup.py pyproject.toml csrc $(wildcard csrc/*) $(wildcard kernels/*)
+$(INSTALLED): $(VENV)/pyvenv.cfg setup.py pyproject.toml $(shell find csrc kernels -not -path "*__pycache__*")
 $(INSTALLED): $(if $(wildcard asenpp/_asen*.so),,force)
 	$(PY) -m pip install -q -e .
 	@touch $@

@@ -1,8 +1,8 @@
 """Builds `asenpp._asen`, the C core, and the CUDA plugin.
 
-What is particular here: every C file of csrc/ belongs to the module, flags depend on a file's
-concern, oneDNN comes from pip packages and its shared library is copied into the package, and a
-missing system library ends the build with one line that names the package to install.
+What is particular here: every C file of csrc/ belongs to the module, flags depend on its folder,
+oneDNN comes from pip packages and its shared library is copied into the package, and a missing system
+library ends the build with one line that names the package to install.
 
 Objects are kept under a digest of all that went into them (text of the source and of all headers,
 flags, versions; no paths and no times). So a build after any change is right, and one in pip's
@@ -36,13 +36,23 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
-# A file's concern decides its flags. Images are bit-exact, so the compiler may not contract
-# a*b+c there; our fast kernels want exactly that, and their functions are cloned by target.
+# A file's folder decides its flags, and a folder that is not named here is an error. Images are bit-exact and
+# references an oracle, so the compiler may not contract a*b+c there; our fast kernels want exactly that, and
+# their functions are cloned by target.
 COMMON = ["-O2", "-DNDEBUG", "-fvisibility=hidden", "-fPIC", "-D_GNU_SOURCE", *WARNINGS]
+PLAIN = ["-std=c11", "-ffp-contract=off"]
 FLAGS = {
-    "cpu_fast_": ["-std=gnu11", "-O3", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno"],
-    "cpu_onednn": ["-std=gnu11", "-fopenmp"],
-    "": ["-std=c11", "-ffp-contract=off"],
+    "core": PLAIN,
+    "ops": PLAIN,
+    "autograd": PLAIN,
+    "cpu": PLAIN,
+    "cpu/ref": PLAIN,
+    "cpu/fast": ["-std=gnu11", "-O3", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno"],
+    "cpu/onednn": ["-std=gnu11", "-fopenmp"],
+    "image": PLAIN,
+    "metrics": PLAIN,
+    "config": PLAIN,
+    "python": PLAIN,
 }
 # Without what would want C++'s run-time library: the plugin is linked as C.
 CUDA_HOST = ["-fPIC", "-fvisibility=hidden", "-fno-exceptions", "-fno-threadsafe-statics", *WARNINGS]
@@ -184,14 +194,13 @@ class BuildExt(build_ext):
 
     def compile(self, compiler: list[str], flags: list[str], include: list[str],
                 versions: list[str]) -> list[str]:
-        """The objects of csrc/*.c."""
+        """The objects of csrc/."""
         common = digest_of(compiler, flags, versions, headers_of("csrc"))
 
         def command(source: Path) -> list[str]:
-            own = next(f for prefix, f in FLAGS.items() if source.name.startswith(prefix))
-            return [*compiler, *COMMON, *own, *flags, "-Icsrc", *include]
+            return [*compiler, *COMMON, *flags_of(source), *flags, "-Icsrc", *include]
 
-        return compile_all(sorted((ROOT / "csrc").glob("*.c")), command, common, self.object_folder("csrc"))
+        return compile_all(sorted((ROOT / "csrc").rglob("*.c")), command, common, self.object_folder("csrc"))
 
     def build_plugin(self, output: Path) -> None:
         """asenpp/_asen_cuda.so from kernels/, where a CUDA toolkit is found; one line where not."""
@@ -230,14 +239,22 @@ class BuildExt(build_ext):
                     "-Wl,--no-undefined", "-Wl,--exclude-libs,ALL", "-ldl", "-lrt", "-lpthread", "-lm"])
 
 
+def flags_of(source: Path) -> list[str]:
+    """The flags of a file of csrc/, by its folder."""
+    folder = source.parent.relative_to(ROOT / "csrc").as_posix()
+    if folder not in FLAGS:
+        raise SystemExit(f"asenpp: {source.relative_to(ROOT)}: setup.py's FLAGS do not name the folder '{folder}'")
+    return FLAGS[folder]
+
+
 def digest_of(*parts: object) -> "hashlib._Hash":
     return hashlib.sha256(repr(parts).encode())
 
 
 def headers_of(*folders: str) -> list[tuple[str, bytes]]:
     """Names and texts of all that is included from these folders."""
-    return [(header.name, header.read_bytes()) for folder in folders for pattern in ("*.h", "*.def", "*.inc", "*.cuh")
-            for header in sorted((ROOT / folder).glob(pattern))]
+    return [(header.relative_to(ROOT).as_posix(), header.read_bytes()) for folder in folders
+            for pattern in ("*.h", "*.def", "*.inc", "*.cuh") for header in sorted((ROOT / folder).rglob(pattern))]
 
 
 def toolkit_version(include: Path) -> list[str]:
@@ -261,7 +278,8 @@ def compile_all(sources: list[Path], command: Callable[[Path], list[str]], commo
         digest = common.copy()
         line = command(source)
         digest.update(repr([word for word in line if os.sep not in word]).encode() + source.read_bytes())
-        target = folder / f"{source.stem}-{digest.hexdigest()[:20]}.o"
+        name = "-".join(source.relative_to(ROOT).with_suffix("").parts[1:])
+        target = folder / f"{name}-{digest.hexdigest()[:20]}.o"
         if target.exists():
             return str(target)
         partial = target.with_suffix(f".{os.getpid()}.o")
@@ -271,7 +289,7 @@ def compile_all(sources: list[Path], command: Callable[[Path], list[str]], commo
         sys.stderr.write(done.stdout + done.stderr)
         if done.returncode:
             partial.unlink(missing_ok=True)
-            raise SystemExit(f"asenpp: {source.name} does not compile")
+            raise SystemExit(f"asenpp: {source.relative_to(ROOT)} does not compile")
         os.replace(partial, target)
         return str(target)
 
@@ -283,5 +301,5 @@ def compile_all(sources: list[Path], command: Callable[[Path], list[str]], commo
     return objects
 
 
-setup(ext_modules=[Extension("asenpp._asen", ["csrc/py_module.c"])],
+setup(ext_modules=[Extension("asenpp._asen", ["csrc/python/module.c"])],
       cmdclass={"build": Build, "build_ext": BuildExt})

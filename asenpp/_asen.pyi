@@ -1,6 +1,6 @@
 """The C core of asenpp: tensors, ops, autograd, optimizers, images, configuration.
 
-Written by scripts/make_stubs.py from the built module: change csrc/ops.def or that script, not this file.
+Written by scripts/make_stubs.py from the built module: change csrc/ops/ops.def or that script, not this file.
 
 Ops compute on float32 or float64 (on a GPU also float16 and bfloat16), of one dtype and on one device within a call, and give the dtype of
 their inputs, unless they say otherwise. Errors of all ops: TypeError for arguments of the wrong kind or dtype,

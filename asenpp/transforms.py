@@ -1,6 +1,6 @@
 """From image files to network inputs: decoding, the global and the local transform.
 
-The arithmetic is C (`csrc/image_*.c`) and equals, bit for bit, what the published program gets from
+The arithmetic is C (`csrc/image/`) and equals, bit for bit, what the published program gets from
 Pillow, OpenCV and torchvision. Images are uint8 RGB arrays (height, width, 3); results are float32.
 """
 

@@ -12,7 +12,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "backend.h"
+#include "ops/backend.h"
 
 ASEN_C_BEGIN
 
@@ -96,7 +96,7 @@ void cuda_matmul_forget(void); /* frees plans and the cuBLASLt handle, until the
 /* int cuda_<op>(const asen_call *) for every row: what is missing does not link. */
 #define OP(name, ...) int cuda_##name(const asen_call *call);
 #define VIEW(name, ...)
-#include "ops.def"
+#include "ops/ops.def"
 #undef OP
 #undef VIEW
 

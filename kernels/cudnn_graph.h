@@ -19,7 +19,7 @@
 
 #include <cudnn.h>
 
-#include "asen.h"
+#include "core/asen.h"
 
 typedef enum conv_kind { CONV_FORWARD, CONV_GRAD_INPUT, CONV_GRAD_WEIGHT } conv_kind;
 

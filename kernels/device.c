@@ -105,7 +105,7 @@ int cuda_fault_check(void)
     static const char *const names[] = {
 #define OP(name, ...) #name,
 #define VIEW(name, ...) #name,
-#include "ops.def"
+#include "ops/ops.def"
 #undef OP
 #undef VIEW
     };

@@ -4,7 +4,7 @@
  * a few rows, a batch of some hundred indices) are bound by the launch. An index outside its table is
  * a fault (cuda.h); its row becomes zeros, and nothing is read. */
 #include "index.cuh"
-#include "random_counter.h"
+#include "core/random.h"
 
 namespace {
 

@@ -1,4 +1,4 @@
-/* Optimizer steps and unscaling over lists of tensors (formulas and their order: csrc/optim.h).
+/* Optimizer steps and unscaling over lists of tensors (formulas and their order: csrc/ops/optim.h).
  *
  * One launch takes up to TABLE_ENTRIES tensors. Their addresses travel as an argument of the kernel, so no
  * table has to be uploaded, kept or waited for; a model of 300 tensors takes four launches. All

@@ -9,7 +9,7 @@ asen_services cuda_host;
 static const asen_kernel kernels[ASEN_OP_COUNT] = {
 #define OP(name, ...) [ASEN_OP_##name] = cuda_##name,
 #define VIEW(name, ...)
-#include "ops.def"
+#include "ops/ops.def"
 #undef OP
 #undef VIEW
 };
@@ -70,7 +70,7 @@ __attribute__((visibility("default"))) int asen_plugin_init(const asen_services 
     backend.op_names = ""
 #define OP(name, ...) #name ","
 #define VIEW(name, ...) #name ","
-#include "ops.def"
+#include "ops/ops.def"
 #undef OP
 #undef VIEW
         ;

@@ -2,8 +2,8 @@
 
     make dev && python scripts/make_stubs.py [FILE]
 
-Ops come from `_asen.op_specs()`: a row of csrc/ops.def becomes a function and a method of Tensor, with
-the rules of csrc/py_ops.c for what may be left out and what is positional. The signatures of
+Ops come from `_asen.op_specs()`: a row of csrc/ops/ops.def becomes a function and a method of Tensor, with
+the rules of csrc/python/ops.c for what may be left out and what is positional. The signatures of
 everything else stand below, as C parses them. Docstrings are the module's. tests/test_stubs.py fails
 where the committed stub is not what this script writes, or is not what the module does.
 """
@@ -25,7 +25,7 @@ WIDTH = 120
 
 HEADER = '''"""{doc}
 
-Written by scripts/make_stubs.py from the built module: change csrc/ops.def or that script, not this file.
+Written by scripts/make_stubs.py from the built module: change csrc/ops/ops.def or that script, not this file.
 
 Ops compute on float32 or float64 (on a GPU also float16 and bfloat16), of one dtype and on one device within a call, and give the dtype of
 their inputs, unless they say otherwise. Errors of all ops: TypeError for arguments of the wrong kind or dtype,
@@ -214,7 +214,7 @@ def overloads(signatures: list[str], doc: str | None, indent: int) -> str:
 
 
 def attribute_type(kind: str, in_class: bool) -> str:
-    """kind: of csrc/attrs.h, with the repetition."""
+    """kind: of csrc/ops/attrs.h, with the repetition."""
     number = "builtins.float" if in_class else "float"
     return {"i": "int", "i2": "int | Sequence[int]", "f": number, "b": "bool", "l": "int | Sequence[int] | None",
             "s": "int | Sequence[int]", "t": "str | None"}[kind]

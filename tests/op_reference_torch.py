@@ -1,4 +1,4 @@
-"""What each op of csrc/ops.def means, said in PyTorch: the other side of the parity tests.
+"""What each op of csrc/ops/ops.def means, said in PyTorch: the other side of the parity tests.
 
 `REFERENCE[name](tensors, attrs)` takes a list of torch tensors (None where absent) and the
 attributes by name, and returns the tuple of the op's outputs. PyTorch's own op where it has one,

@@ -9,7 +9,7 @@ import parity_kit as kit
 
 SEED = 7
 
-# Small samples, in the words of csrc/ops.def: stride, padding, odd sizes, a batch of one, groups.
+# Small samples, in the words of csrc/ops/ops.def: stride, padding, odd sizes, a batch of one, groups.
 OPS = [
     ("conv2d", "x[1,3,9,8] w[5,3,3,3] bias[5] stride=2 padding=1"),
     ("conv2d_fused", "x[1,3,5,4] w[4,3,3,3] bias[4] residual[1,4,5,4] padding=1 relu=1"),

@@ -1,4 +1,4 @@
-"""Every op of csrc/ops.def against PyTorch: outputs, what a call changes in place, and gradients.
+"""Every op of csrc/ops/ops.def against PyTorch: outputs, what a call changes in place, and gradients.
 
 The samples are those of test_ops.py: the row's own, those with attributes away from their defaults
 (strides, paddings, dilations, odd sizes, a batch of one, batch norm in groups), and large ones. PyTorch

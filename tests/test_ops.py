@@ -1,4 +1,4 @@
-"""Every op of csrc/ops.def, through `op_specs()`: the rows say what is tested, so a new row is tested.
+"""Every op of csrc/ops/ops.def, through `op_specs()`: the rows say what is tested, so a new row is tested.
 
 For each sample of each row: gradients by central differences in float64 on the reference path, the
 fast and the oneDNN kernels in float32 against the reference in float64, memory, layouts, and errors.

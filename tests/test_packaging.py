@@ -169,11 +169,12 @@ def tree(tmp_path):
     need_build_requirements()
     tree = copy_tree(tmp_path / "tree", ("setup.py", "pyproject.toml", "README.md", "LICENSE"))
     (tree / "asenpp").mkdir()
-    (tree / "csrc").mkdir()
-    (tree / "csrc/number.h").write_text("#define NUMBER 1\nint number(void);\n")
-    (tree / "csrc/number.c").write_text('#include "number.h"\nint number(void) { return NUMBER; }\n')
-    (tree / "csrc/py_module.c").write_text(
-        '#include <Python.h>\n#include "number.h"\n'
+    (tree / "csrc/core").mkdir(parents=True)
+    (tree / "csrc/python").mkdir()
+    (tree / "csrc/core/number.h").write_text("#define NUMBER 1\nint number(void);\n")
+    (tree / "csrc/core/number.c").write_text('#include "core/number.h"\nint number(void) { return NUMBER; }\n')
+    (tree / "csrc/python/module.c").write_text(
+        '#include <Python.h>\n#include "core/number.h"\n'
         'static struct PyModuleDef def = {PyModuleDef_HEAD_INIT, "_asen", NULL, 0, NULL, NULL, NULL, NULL, NULL};\n'
         'PyMODINIT_FUNC PyInit__asen(void)\n{\n    PyObject *m = PyModule_Create(&def);\n'
         '    PyModule_AddIntConstant(m, "number", number());\n    return m;\n}\n')
@@ -197,28 +198,37 @@ def test_incremental_build(tree):
     is seen. A C file that went is gone from the module."""
     assert build_ext(tree, ASENPP_ONEDNN="0").returncode == 0 and number(tree) == 1
     before = objects(tree)
-    os.utime(tree / "csrc/number.c")
+    os.utime(tree / "csrc/core/number.c")
     assert build_ext(tree, ASENPP_ONEDNN="0").returncode == 0
     assert objects(tree) == before and len(before) == 2
 
-    (tree / "csrc/number.h").write_text("#define NUMBER 2\nint number(void);\n")
-    os.utime(tree / "csrc/number.h", (0, 0))
+    (tree / "csrc/core/number.h").write_text("#define NUMBER 2\nint number(void);\n")
+    os.utime(tree / "csrc/core/number.h", (0, 0))
     assert build_ext(tree, ASENPP_ONEDNN="0").returncode == 0 and number(tree) == 2
     assert build_ext(tree, ASENPP_ONEDNN="0", ASENPP_CFLAGS="-DOTHER").returncode == 0
     assert not objects(tree).keys() & before.keys()
 
-    (tree / "csrc/number.c").unlink()
-    (tree / "csrc/py_module.c").write_text((tree / "csrc/py_module.c").read_text().replace("number())", "7)"))
+    (tree / "csrc/core/number.c").unlink()
+    (tree / "csrc/python/module.c").write_text((tree / "csrc/python/module.c").read_text().replace("number())", "7)"))
     assert build_ext(tree, ASENPP_ONEDNN="0").returncode == 0 and number(tree) == 7
     assert len(objects(tree)) == 1
 
 
+def test_a_folder_without_flags_ends_the_build(tree):
+    """A file that moved to a folder which setup.py does not know is not compiled with whatever flags."""
+    (tree / "csrc/other").mkdir()
+    (tree / "csrc/core/number.c").rename(tree / "csrc/other/number.c")
+    done = build_ext(tree, ASENPP_ONEDNN="0")
+    assert done.returncode and done.stderr.splitlines()[-1] == (
+        "asenpp: csrc/other/number.c: setup.py's FLAGS do not name the folder 'other'")
+
+
 def test_broken_source_ends_the_build(tree):
     """A C file that does not compile ends the build, and leaves no object that the next one takes."""
-    (tree / "csrc/number.c").write_text("int number(void) { return; }\n#error broken\n")
+    (tree / "csrc/core/number.c").write_text("int number(void) { return; }\n#error broken\n")
     done = build_ext(tree, ASENPP_ONEDNN="0")
-    assert done.returncode and done.stderr.splitlines()[-1] == "asenpp: number.c does not compile"
-    assert not [name for name in objects(tree) if name.startswith("number")]
+    assert done.returncode and done.stderr.splitlines()[-1] == "asenpp: csrc/core/number.c does not compile"
+    assert not [name for name in objects(tree) if name.startswith("core-number")]
 
 
 @pytest.mark.parametrize("header, package", [
@@ -268,6 +278,6 @@ def test_source_archive(tree):
     (archive,) = (tree / "dist").glob("*.tar.gz")
     shutil.unpack_archive(archive, tree / "unpacked")
     (top,) = (tree / "unpacked").iterdir()
-    for part in ("LICENSE", "Makefile", "csrc/number.c", "csrc/number.h", "tests/test_packaging.py", "tests/sanitize.sh",
+    for part in ("LICENSE", "Makefile", "csrc/core/number.c", "csrc/core/number.h", "tests/test_packaging.py", "tests/sanitize.sh",
                  "scripts/system-packages.sh", "config/Garments/Garments.yaml", "pyproject.toml", "setup.py"):
         assert (top / part).is_file(), part

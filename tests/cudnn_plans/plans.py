@@ -110,7 +110,7 @@ def build(folder: Path) -> Path:
     if library is None:
         raise PlannerError("libcudnn.so.9 is missing (pip install nvidia-cudnn-cu13)")
     sources = [HERE / "planner.c", ROOT / "kernels" / "cudnn_graph.c"]
-    inputs = [*sources, HERE / "fake_driver.c", *sorted((ROOT / "kernels").glob("*.h")), *sorted((ROOT / "csrc").glob("*.h"))]
+    inputs = [*sources, HERE / "fake_driver.c", *sorted((ROOT / "kernels").glob("*.h")), *sorted((ROOT / "csrc").rglob("*.h"))]
     digest = hashlib.sha256(repr((compiler, include, library)).encode())
     for path in inputs:
         digest.update(path.read_bytes())

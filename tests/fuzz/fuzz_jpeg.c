@@ -3,7 +3,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-#include "image_api.h"
+#include "image/image.h"
 
 #define MAX_PIXELS 65536
 #define SIZE 24

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "backend.h"
+#include "ops/backend.h"
 
 enum { MAX_IN = 64 };
 

@@ -1,0 +1,18 @@
+/* The gradient rules (grad.c), declared from the rows of ops.def. */
+#ifndef ASEN_GRAD_H
+#define ASEN_GRAD_H
+
+#include "autograd/tape.h"
+
+/* A row without a gradient says NONE: that declares this function, which nobody defines. */
+#define NONE grad_none_
+#define OP(name, inputs, outputs, attrs, saves, flags, grad, samples, doc) \
+    int grad(const asen_node *node, asen_tensor *const *dy, asen_tensor **dx);
+#define VIEW(name, inputs, outputs, attrs, grad, samples, doc) \
+    int grad(const asen_node *node, asen_tensor *const *dy, asen_tensor **dx);
+#include "ops/ops.def"
+#undef OP
+#undef VIEW
+#undef NONE
+
+#endif

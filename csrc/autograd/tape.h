@@ -1,0 +1,70 @@
+/* The autograd tape: a graph of reference-counted nodes whose edges point only towards the leaves.
+ *
+ * Ownership: a tensor owns its node; a node owns the nodes of its inputs and the tensors its
+ * gradient rule reads, which are stored without their nodes. So there are no cycles, and a
+ * forward pass without `backward` frees its memory when its result goes out of sight. Nodes are
+ * freed iteratively. A saved tensor remembers its storage's version; a write in place between
+ * forward and backward is an error. */
+#ifndef ASEN_TAPE_H
+#define ASEN_TAPE_H
+
+#include "ops/op.h"
+
+typedef struct asen_input_meta {
+    asen_device *device;
+    asen_dtype dtype;
+    int ndim;
+    int64_t shape[ASEN_MAX_DIMS];
+} asen_input_meta;
+
+struct asen_node {
+    _Atomic int64_t refs;
+    bool leaf;             /* a leaf holds `grad`; all below is for the others */
+    asen_tensor *grad;     /* leaf: the accumulated gradient or NULL (owned) */
+    uint64_t sequence;     /* later nodes have larger numbers */
+    asen_op op;
+    asen_attrs attrs;
+    asen_device *device;
+    int n_in, n_out;
+    bool released;         /* backward has consumed the saved tensors */
+    bool *needs;           /* [n_in] this input wants a gradient */
+    asen_node **edge;      /* [n_in] owned; NULL where none is wanted */
+    int *edge_slot;        /* [n_in] which output of that node */
+    asen_input_meta *meta; /* [n_in] device, dtype and shape of each input; ndim -1 where absent */
+    asen_tensor **saved_in;            /* [n_in] data without node, or NULL */
+    uint64_t *saved_in_version;
+    asen_tensor *saved_out[ASEN_MAX_OUT];
+    uint64_t saved_out_version[ASEN_MAX_OUT];
+    asen_input_meta out_meta[ASEN_MAX_OUT];
+    asen_tensor *pending[ASEN_MAX_OUT]; /* during backward: gradients that arrived so far */
+    asen_node *next;       /* scratch of the iterative walks */
+    uint64_t visit;
+};
+
+bool asen_grad_enabled(void);              /* of this thread */
+bool asen_grad_set_enabled(bool enabled);  /* returns the previous state */
+
+/* Records an applied op: gives out[0 .. n_out) a node if an input has one. `used` are the inputs
+ * as the kernel saw them (laid out): those are what is saved. */
+int asen_tape_record(asen_op op, asen_tensor *const *in, asen_tensor *const *used, int n_in, const asen_attrs *attrs,
+                     asen_tensor *const *out, int n_out);
+
+/* Gives `tensor` a leaf node (or takes it away). An error for the result of an op. */
+int asen_tape_set_leaf(asen_tensor *tensor, bool requires_grad);
+
+/* The gradient of a leaf: a new reference, or NULL; and its replacement, which steals `grad` (NULL
+ * clears). Any thread may ask while another runs backward. */
+asen_tensor *asen_tape_grad_get(asen_node *leaf);
+void asen_tape_grad_set(asen_node *leaf, asen_tensor *grad);
+
+/* Runs the gradients back from `root`. `seed`: dy of root (NULL: ones, for one element).
+ * Saved tensors are released on the way unless `retain`. */
+int asen_tape_backward(asen_tensor *root, asen_tensor *seed, bool retain);
+
+asen_node *asen_node_retain(asen_node *node);
+void asen_node_release(asen_node *node); /* NULL is fine */
+
+/* For gradient rules: sum `dy` down to the shape of input i (undoes broadcasting). New reference. */
+int asen_grad_reduce_to(const asen_node *node, int i, asen_tensor *dy, asen_tensor **out);
+
+#endif

@@ -1,0 +1,62 @@
+/* Storages: reference-counted buffers on a device, over a caching allocator.
+ *
+ * Training asks for the same sizes every step, so a freed block goes into a free list of its size
+ * class and comes back from there; after the first step nothing is asked of the system. Blocks
+ * are 64-byte aligned; on a queued device (CUDA) a block is reused in queue order, which is safe
+ * because a device has one queue. All functions may be called from any thread. */
+#ifndef ASEN_STORAGE_H
+#define ASEN_STORAGE_H
+
+#include "core/asen.h"
+
+#ifndef __cplusplus
+#include <stdatomic.h>
+#endif
+
+ASEN_C_BEGIN
+
+struct asen_storage {
+    ASEN_ATOMIC(int64_t) refs;
+    uint64_t id;               /* never reused: keys of caches */
+    ASEN_ATOMIC(uint64_t) version;  /* moves with every write in place */
+    ASEN_ATOMIC(bool) exported; /* somebody outside holds the address (numpy(), DLPack): writes
+                                  there do not move `version`, so caches must not trust it */
+    asen_device *device;
+    void *data;
+    size_t bytes;
+    void (*release)(void *owner);  /* foreign memory (a NumPy array): called instead of caching */
+    void *owner;
+};
+
+/* A new storage (contents undefined). */
+int asen_storage_new(asen_device *device, size_t bytes, asen_storage **out);
+/* A storage over foreign host memory; `release(owner)` runs when the last reference goes. */
+int asen_storage_wrap(asen_device *device, void *data, size_t bytes, void (*release)(void *), void *owner,
+                      asen_storage **out);
+asen_storage *asen_storage_retain(asen_storage *storage);
+void asen_storage_release(asen_storage *storage); /* NULL is fine */
+#ifndef __cplusplus
+/* Whether `version` tells of every write. */
+static inline bool asen_storage_is_private(const asen_storage *s)
+{
+    return s->release == NULL && !atomic_load_explicit(&s->exported, memory_order_relaxed);
+}
+static inline void asen_storage_written(asen_storage *s) { atomic_fetch_add(&s->version, 1); }
+#endif
+
+/* Scratch memory for one kernel call, from the same caching allocator. */
+int asen_scratch_new(asen_device *device, size_t bytes, void **out);
+void asen_scratch_free(asen_device *device, void *data, size_t bytes);
+
+typedef struct asen_memory_stats {
+    uint64_t current, peak, cached; /* bytes in use, most ever in use, held for reuse */
+    uint64_t system_requests;       /* blocks ever asked of the system */
+} asen_memory_stats;
+
+void asen_memory_get_stats(asen_device *device, asen_memory_stats *out);
+void asen_memory_reset_peak(asen_device *device);
+void asen_memory_empty_cache(asen_device *device);
+
+ASEN_C_END
+
+#endif

@@ -1,0 +1,71 @@
+/* Tensors: a dtype, a shape and strides over a storage.
+ *
+ * Shapes read (N, C, H, W). The canonical layout ("dense") of a 4-D tensor is channels-last: in
+ * memory it lies N, H, W, C (filters: logically O, I, H, W, in memory O, H, W, I); every other
+ * rank is row-major. Kernels of ops that are marked DENSE get their inputs so. */
+#ifndef ASEN_TENSOR_H
+#define ASEN_TENSOR_H
+
+#include "core/storage.h"
+
+ASEN_C_BEGIN
+
+struct asen_tensor {
+    ASEN_ATOMIC(int64_t) refs;
+    asen_storage *storage; /* owned reference */
+    asen_dtype dtype;
+    int ndim;
+    int64_t shape[ASEN_MAX_DIMS];
+    int64_t stride[ASEN_MAX_DIMS]; /* in elements, may be 0 (expanded) */
+    int64_t offset;                /* in elements */
+    asen_node *node;               /* owned; NULL: no gradient is wanted */
+    int slot;                      /* which output of the node this is */
+};
+
+/* A new dense tensor, contents undefined. */
+int asen_tensor_new(asen_device *device, asen_dtype dtype, int ndim, const int64_t *shape, asen_tensor **out);
+/* A new dense tensor of one value (rounded to a floating dtype; an error where integers lack it). */
+int asen_tensor_full(asen_device *device, asen_dtype dtype, int ndim, const int64_t *shape, double value,
+                     asen_tensor **out);
+/* A new tensor over `storage` (a reference is taken). Checks that the view lies inside it. */
+int asen_tensor_view(asen_storage *storage, asen_dtype dtype, int ndim, const int64_t *shape, const int64_t *stride,
+                     int64_t offset, asen_tensor **out);
+/* A new tensor of the same storage and view, without a node. */
+int asen_tensor_detach(const asen_tensor *tensor, asen_tensor **out);
+asen_tensor *asen_tensor_retain(asen_tensor *tensor);
+void asen_tensor_release(asen_tensor *tensor); /* NULL is fine */
+
+static inline int64_t asen_shape_count(int ndim, const int64_t *shape)
+{
+    int64_t n = 1;
+    for (int d = 0; d < ndim; d++)
+        n *= shape[d];
+    return n;
+}
+/* The number of elements. */
+static inline int64_t asen_tensor_count(const asen_tensor *t) { return asen_shape_count(t->ndim, t->shape); }
+static inline size_t asen_tensor_bytes(const asen_tensor *t)
+{
+    return (size_t)asen_tensor_count(t) * asen_dtype_size(t->dtype);
+}
+bool asen_tensor_is_dense(const asen_tensor *tensor); /* in the canonical layout, without holes */
+bool asen_tensor_same_shape(const asen_tensor *a, const asen_tensor *b);
+void asen_dense_strides(int ndim, const int64_t *shape, int64_t *stride);
+
+/* The first element. On a device that is not host memory: a device pointer. */
+static inline void *asen_tensor_data(const asen_tensor *t)
+{
+    return (char *)t->storage->data + t->offset * (int64_t)asen_dtype_size(t->dtype);
+}
+
+/* "(2, 3, 4)" into a buffer; returns the buffer. For messages. */
+const char *asen_shape_text(int ndim, const int64_t *shape, char *buffer, size_t size);
+#define ASEN_SHAPE_TEXT(t) asen_shape_text((t)->ndim, (t)->shape, (char[128]){0}, 128)
+
+/* Strides with which `t` is read as if it had shape[ndim] (broadcasting; trailing dims aligned).
+ * The shapes must be compatible. */
+void asen_broadcast_strides(const asen_tensor *t, int ndim, const int64_t *shape, int64_t *stride);
+
+ASEN_C_END
+
+#endif

@@ -1,9 +1,0 @@
-/* The table behind the path "fast": one slot an op; NULL where we have no kernel of our own
- * (matrix products and convolutions are oneDNN's). */
-#include "cpu_fast.h"
-
-const asen_kernel asen_fast_kernels[ASEN_OP_COUNT] = {
-#define SLOT(name) [ASEN_OP_##name] = fast_##name,
-    FAST_KERNELS(SLOT)
-#undef SLOT
-};

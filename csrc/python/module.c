@@ -1,0 +1,78 @@
+/* The module `asenpp._asen`: multi-phase initialisation, the module state, and the mapping of
+ * status codes to exceptions. What the module offers is added by the rooms in python/module.h. */
+#include "python/module.h"
+
+PyObject *asen_py_raise(int status)
+{
+    PyObject *type = PyExc_RuntimeError;
+    switch (status) {
+    case ASEN_ERR_VALUE: type = PyExc_ValueError; break;
+    case ASEN_ERR_TYPE: type = PyExc_TypeError; break;
+    case ASEN_ERR_INDEX: type = PyExc_IndexError; break;
+    case ASEN_ERR_MEMORY: type = PyExc_MemoryError; break;
+    case ASEN_ERR_IO: type = PyExc_OSError; break;
+    case ASEN_ERR_UNSUPPORTED: type = PyExc_NotImplementedError; break;
+    }
+    /* File names in messages may be any bytes. */
+    PyObject *text = PyUnicode_DecodeUTF8(asen_fail_message(), (Py_ssize_t)strlen(asen_fail_message()),
+                                          "surrogateescape");
+    if (text != NULL) {
+        PyErr_SetObject(type, text);
+        Py_DECREF(text);
+    }
+    return NULL;
+}
+
+static int module_exec(PyObject *module)
+{
+#define ROOM(name)                        \
+    if (asen_py_add_##name(module) < 0)   \
+        return -1;
+    PY_ROOMS(ROOM)
+#undef ROOM
+    return 0;
+}
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg)
+{
+    asen_py_state *state = PyModule_GetState(module);
+#define FIELD(type, name) Py_VISIT(state->name);
+    PY_STATE(FIELD)
+#undef FIELD
+    return 0;
+}
+
+static int module_clear(PyObject *module)
+{
+    asen_py_state *state = PyModule_GetState(module);
+#define FIELD(type, name) Py_CLEAR(state->name);
+    PY_STATE(FIELD)
+#undef FIELD
+    return 0;
+}
+
+static void module_free(void *module)
+{
+    module_clear(module);
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, module_exec},
+    {0, NULL},
+};
+
+PyModuleDef asen_py_module_def = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "asenpp._asen",
+    .m_doc = "The C core of asenpp: tensors, ops, autograd, optimizers, images, configuration.",
+    .m_size = sizeof(asen_py_state),
+    .m_slots = module_slots,
+    .m_traverse = module_traverse,
+    .m_clear = module_clear,
+    .m_free = module_free,
+};
+
+PyMODINIT_FUNC PyInit__asen(void)
+{
+    return PyModuleDef_Init(&asen_py_module_def);
+}

@@ -1,0 +1,453 @@
+/* Ops as Python sees them: one function and one method a row of ops.def, `apply` by name, and
+ * op_specs() for the tests.
+ *
+ * A call takes the row's tensors first, then its attributes, by position or by name; numbers
+ * stand for 0-d tensors of the first tensor's dtype; a list attribute that comes last swallows
+ * the remaining integers (`x.reshape(2, 3)`); "dim" is accepted for "dims". */
+#include "python/tensor.h"
+#include "ops/schema.h"
+
+enum { MAX_TENSORS = 1024 };
+
+/* ---- attributes ---- */
+
+static int set_list(asen_list *list, PyObject *value, const char *name)
+{
+    PyObject *sequence;
+    if (PyIndex_Check(value) && !PySequence_Check(value)) {
+        int64_t item = PyLong_AsLongLong(value);
+        if (item == -1 && PyErr_Occurred())
+            return -1;
+        *list = (asen_list){.count = 1, .item = {item}};
+        return 0;
+    }
+    sequence = PySequence_Fast(value, "an integer or a sequence of integers is wanted");
+    if (sequence == NULL)
+        return -1;
+    Py_ssize_t n = PySequence_Fast_GET_SIZE(sequence);
+    if (n > ASEN_MAX_DIMS) {
+        PyErr_Format(PyExc_ValueError, "%s: more than %d items", name, ASEN_MAX_DIMS);
+        goto fail;
+    }
+    list->count = n;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        list->item[i] = PyLong_AsLongLong(PySequence_Fast_GET_ITEM(sequence, i));
+        if (list->item[i] == -1 && PyErr_Occurred())
+            goto fail;
+    }
+    Py_DECREF(sequence);
+    return 0;
+fail:
+    Py_DECREF(sequence);
+    return -1;
+}
+
+static int set_attr(const asen_attr_field *field, asen_attrs *attrs, PyObject *value)
+{
+    int64_t *word = (int64_t *)attrs + field->word;
+    asen_dtype dtype;
+    asen_list pair;
+    switch (field->kind) {
+    case 'f': {
+        double x = PyFloat_AsDouble(value);
+        if (x == -1 && PyErr_Occurred())
+            return -1;
+        memcpy(word, &x, sizeof x);
+        return 0;
+    }
+    case 'b':
+        *word = PyObject_IsTrue(value);
+        return *word < 0 ? -1 : 0;
+    case 't':
+        if (asen_py_dtype(value, &dtype) < 0)
+            return -1;
+        *word = dtype;
+        return 0;
+    case 'l':
+    case 's':
+        return set_list((asen_list *)word, value, field->name);
+    default:
+        if (field->repeat == 2) {
+            if (set_list(&pair, value, field->name) < 0)
+                return -1;
+            if (pair.count < 1 || pair.count > 2) {
+                PyErr_Format(PyExc_ValueError, "%s: one or two integers, not %lld", field->name, (long long)pair.count);
+                return -1;
+            }
+            word[0] = pair.item[0];
+            word[1] = pair.item[pair.count - 1];
+            return 0;
+        }
+        *word = PyLong_AsLongLong(value);
+        return *word == -1 && PyErr_Occurred() ? -1 : 0;
+    }
+}
+
+/* ---- calls ---- */
+
+typedef struct {
+    asen_op op;
+    const asen_schema *schema;
+    PyObject *object[MAX_TENSORS]; /* borrowed: tensors, numbers or None */
+    PyObject *held;                /* owned: the tuple that some of them come from, or NULL */
+    asen_tensor *tensor[MAX_TENSORS];
+    asen_tensor *made[MAX_TENSORS]; /* owned: numbers made tensors */
+    int n;
+    asen_attrs attrs;
+    bool given[ASEN_SCHEMA_MAX];
+} call_state;
+
+static int call_error(const call_state *call, const char *format, const char *name)
+{
+    PyErr_Format(PyExc_TypeError, format, asen_op_get(call->op)->name, name);
+    return -1;
+}
+
+static int give_attr(call_state *call, int a, PyObject *value)
+{
+    const asen_attr_field *field = &call->schema->attr[a];
+    if (call->given[a])
+        return call_error(call, "%s: %s is given twice", field->name);
+    call->given[a] = true;
+    if (value == Py_None && !field->required) /* the default */
+        return 0;
+    return set_attr(field, &call->attrs, value);
+}
+
+static int give_named(call_state *call, PyObject *name, PyObject *value)
+{
+    const asen_schema *s = call->schema;
+    for (int i = 0; i < s->n_in && !s->variadic; i++)
+        if (PyUnicode_CompareWithASCIIString(name, s->in_name[i]) == 0) {
+            if (call->object[i] != NULL)
+                return call_error(call, "%s: %s is given twice", s->in_name[i]);
+            call->object[i] = value;
+            call->n = call->n > i + 1 ? call->n : i + 1;
+            return 0;
+        }
+    for (int a = 0; a < s->n_attrs; a++)
+        if (PyUnicode_CompareWithASCIIString(name, s->attr[a].name) == 0 ||
+            (strcmp(s->attr[a].name, "dims") == 0 && PyUnicode_CompareWithASCIIString(name, "dim") == 0))
+            return give_attr(call, a, value);
+    const char *text = PyUnicode_AsUTF8(name);
+    return text == NULL ? -1 : call_error(call, "%s: there is no argument '%s'", text);
+}
+
+/* Positional arguments from `at` on are attributes. */
+static int give_positional(call_state *call, PyObject *const *args, Py_ssize_t at, Py_ssize_t n)
+{
+    const asen_schema *s = call->schema;
+    for (int a = 0; at < n; a++) {
+        if (a >= s->n_attrs)
+            return call_error(call, "%s: too many arguments%s", "");
+        bool list = s->attr[a].kind == 'l' || s->attr[a].kind == 's';
+        if (list && PyIndex_Check(args[at]) && a == s->n_attrs - 1) {
+            PyObject *rest = PyTuple_New(n - at);
+            if (rest == NULL)
+                return -1;
+            for (Py_ssize_t i = at; i < n; i++)
+                PyTuple_SET_ITEM(rest, i - at, Py_NewRef(args[i]));
+            int failed = give_attr(call, a, rest);
+            Py_DECREF(rest);
+            return failed;
+        }
+        if (give_attr(call, a, args[at++]) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static bool is_number(asen_py_state *state, PyObject *object)
+{
+    return !asen_py_is_tensor(state, object) && (PyFloat_Check(object) || PyLong_Check(object) ||
+                                                 (PyNumber_Check(object) && !PySequence_Check(object)));
+}
+
+static int not_a_tensor(const call_state *call, int i, PyObject *object)
+{
+    PyErr_Format(PyExc_TypeError, "%s: %s must be a Tensor or a number, not %.100s", asen_op_get(call->op)->name,
+                 call->schema->in_name[call->schema->variadic ? 0 : i], Py_TYPE(object)->tp_name);
+    return -1;
+}
+
+/* A 0-d tensor of a Python or NumPy number, exactly: integers take no fractions. */
+static int number_to_tensor(call_state *call, int i, const asen_tensor *model)
+{
+    PyObject *object = call->object[i];
+    double value = PyFloat_AsDouble(object);
+    if (value == -1 && PyErr_Occurred())
+        return -1;
+    if (!asen_dtype_is_float(model->dtype)) {
+        if (!PyIndex_Check(object)) {
+            PyErr_Format(PyExc_TypeError, "%s: %R with a tensor of %s: convert the tensor with .float() first",
+                         asen_op_get(call->op)->name, object, asen_dtype_name(model->dtype));
+            return -1;
+        }
+        if (value >= 0x1p53 || value <= -0x1p53) { /* a double would round it */
+            PyErr_Format(PyExc_ValueError, "%s: the number %R is too large", asen_op_get(call->op)->name, object);
+            return -1;
+        }
+    }
+    int status = asen_tensor_full(model->storage->device, model->dtype, 0, NULL, value, &call->made[i]);
+    if (status != ASEN_OK) {
+        asen_fail_prefix("%s", asen_op_get(call->op)->name);
+        asen_py_raise(status);
+        return -1;
+    }
+    call->tensor[i] = call->made[i];
+    return 0;
+}
+
+/* Objects to tensors; numbers become 0-d tensors like the first tensor among the inputs. */
+static int resolve_tensors(asen_py_state *state, call_state *call)
+{
+    asen_tensor *model = NULL;
+    for (int i = 0; i < call->n && model == NULL; i++)
+        if (call->object[i] != NULL && asen_py_is_tensor(state, call->object[i]))
+            model = ((asen_py_tensor *)call->object[i])->tensor;
+    if (model == NULL)
+        return call_error(call, "%s: at least one argument must be a Tensor%s", "");
+    for (int i = 0; i < call->n; i++) {
+        PyObject *object = call->object[i];
+        if (object == NULL || object == Py_None)
+            continue;
+        if (asen_py_is_tensor(state, object))
+            call->tensor[i] = ((asen_py_tensor *)object)->tensor;
+        else if (!is_number(state, object))
+            return not_a_tensor(call, i, object);
+        else if (number_to_tensor(call, i, model) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* Runs the op without the GIL; the tensors are kept alive by references of our own. */
+static PyObject *call_run(asen_py_state *state, call_state *call)
+{
+    asen_tensor *out[ASEN_MAX_OUT];
+    int n_out, status;
+    for (int a = 0; a < call->schema->n_attrs; a++)
+        if (call->schema->attr[a].required && !call->given[a]) {
+            call_error(call, "%s: %s is missing", call->schema->attr[a].name);
+            return NULL;
+        }
+    for (int i = 0; i < call->n; i++)
+        if (call->tensor[i] != NULL)
+            asen_tensor_retain(call->tensor[i]);
+    Py_BEGIN_ALLOW_THREADS
+    status = asen_op_apply(call->op, call->tensor, call->n, &call->attrs, out, &n_out);
+    for (int i = 0; i < call->n; i++)
+        asen_tensor_release(call->tensor[i]);
+    Py_END_ALLOW_THREADS
+    if (status != ASEN_OK)
+        return asen_py_raise(status);
+    if (n_out == 1)
+        return asen_py_wrap(state, out[0]);
+    PyObject *result = PyTuple_New(n_out);
+    for (int k = 0; k < n_out; k++) {
+        PyObject *item = result == NULL ? NULL : asen_py_wrap(state, out[k]);
+        if (item == NULL) {
+            if (result == NULL)
+                asen_tensor_release(out[k]);
+            Py_CLEAR(result);
+        } else {
+            PyTuple_SET_ITEM(result, k, item);
+        }
+    }
+    return result;
+}
+
+static call_state *call_new(asen_op op)
+{
+    call_state *call = PyMem_Calloc(1, sizeof *call);
+    if (call == NULL) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    call->op = op;
+    call->schema = asen_schema_get(op);
+    asen_schema_defaults(op, &call->attrs);
+    return call;
+}
+
+static void call_free(call_state *call)
+{
+    for (int i = 0; i < call->n; i++)
+        asen_tensor_release(call->made[i]);
+    Py_XDECREF(call->held);
+    PyMem_Free(call);
+}
+
+/* Tensors from a sequence, after `self` where there is one. The call holds them: the list may
+ * change while it runs. */
+static int give_sequence(call_state *call, PyObject *sequence)
+{
+    if (!PyList_Check(sequence) && !PyTuple_Check(sequence))
+        return call_error(call, "%s: a list or tuple of tensors is wanted%s", "");
+    call->held = PySequence_Tuple(sequence);
+    if (call->held == NULL)
+        return -1;
+    Py_ssize_t n = PyTuple_GET_SIZE(call->held);
+    if (n > (call->schema->variadic ? MAX_TENSORS : call->schema->n_in) - call->n)
+        return call_error(call, "%s: too many tensors%s", "");
+    for (Py_ssize_t i = 0; i < n; i++)
+        call->object[call->n++] = PyTuple_GET_ITEM(call->held, i);
+    return 0;
+}
+
+PyObject *asen_py_call_op(asen_py_state *state, asen_op op, PyObject *self, PyObject *const *args, Py_ssize_t n_args,
+                          PyObject *kwnames)
+{
+    PyObject *result = NULL;
+    call_state *call = state == NULL ? NULL : call_new(op);
+    if (call == NULL)
+        return NULL;
+    const asen_schema *s = call->schema;
+    Py_ssize_t at = 0;
+    if (self != NULL)
+        call->object[call->n++] = self;
+    if (s->variadic) {
+        if (n_args < 1) {
+            call_error(call, "%s: a list or tuple of tensors is wanted%s", "");
+            goto done;
+        }
+        if (give_sequence(call, args[at++]) < 0)
+            goto done;
+    } else {
+        for (; at < n_args && call->n < s->n_in; at++) {
+            bool tensor_like = asen_py_is_tensor(state, args[at]) || args[at] == Py_None;
+            /* A number is a tensor only where one is required. */
+            if (!tensor_like && s->optional[call->n])
+                break;
+            if (!tensor_like && !is_number(state, args[at])) {
+                not_a_tensor(call, call->n, args[at]);
+                goto done;
+            }
+            call->object[call->n++] = args[at];
+        }
+    }
+    if (give_positional(call, args, at, n_args) < 0)
+        goto done;
+    for (Py_ssize_t k = 0; kwnames != NULL && k < PyTuple_GET_SIZE(kwnames); k++)
+        if (give_named(call, PyTuple_GET_ITEM(kwnames, k), args[n_args + k]) < 0)
+            goto done;
+    if (resolve_tensors(state, call) == 0)
+        result = call_run(state, call);
+done:
+    call_free(call);
+    return result;
+}
+
+PyObject *asen_py_apply1(asen_py_state *state, asen_op op, asen_tensor *const *in, int n_in, const asen_attrs *attrs)
+{
+    asen_tensor *out;
+    int status;
+    if (state == NULL)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    status = asen_op_apply1(op, in, n_in, attrs, &out);
+    Py_END_ALLOW_THREADS
+    return status == ASEN_OK ? asen_py_wrap(state, out) : asen_py_raise(status);
+}
+
+/* ---- a function and a method a row ---- */
+
+#define ROW_FUNCTION(name)                                                                                         \
+    static PyObject *function_##name(PyObject *module, PyObject *const *args, Py_ssize_t n, PyObject *kwnames)    \
+    {                                                                                                              \
+        return asen_py_call_op(asen_py_state_of_module(module), ASEN_OP_##name, NULL, args, n, kwnames);          \
+    }                                                                                                              \
+    static PyObject *method_##name(PyObject *self, PyObject *const *args, Py_ssize_t n, PyObject *kwnames)        \
+    {                                                                                                              \
+        return asen_py_call_op(asen_py_state_of_tensor(self), ASEN_OP_##name, self, args, n, kwnames);            \
+    }
+#define OP(name, ...) ROW_FUNCTION(name)
+#define VIEW(name, ...) ROW_FUNCTION(name)
+#include "ops/ops.def"
+#undef OP
+#undef VIEW
+
+#define ENTRY(name, prefix, doc) \
+    {#name, (PyCFunction)(void (*)(void))prefix##name, METH_FASTCALL | METH_KEYWORDS, doc},
+static PyMethodDef functions[] = {
+#define OP(name, inputs, outputs, attrs, saves, flags, grad, samples, doc) \
+    ENTRY(name, function_, "(" inputs "; " attrs ") -> " outputs "\n\n" doc)
+#define VIEW(name, inputs, outputs, attrs, grad, samples, doc) \
+    ENTRY(name, function_, "(" inputs "; " attrs ") -> " outputs "\n\n" doc)
+#include "ops/ops.def"
+#undef OP
+#undef VIEW
+    {NULL},
+};
+
+static PyMethodDef methods[] = {
+#define OP(name, inputs, outputs, attrs, saves, flags, grad, samples, doc) ENTRY(name, method_, doc)
+#define VIEW(name, inputs, outputs, attrs, grad, samples, doc) ENTRY(name, method_, doc)
+#include "ops/ops.def"
+#undef OP
+#undef VIEW
+    {NULL},
+};
+
+PyMethodDef *asen_py_op_methods(void) { return methods; }
+
+/* ---- by name, and the table itself ---- */
+
+static int op_by_name(PyObject *name)
+{
+    for (int op = 0; op < ASEN_OP_COUNT; op++)
+        if (PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, asen_op_get((asen_op)op)->name) == 0)
+            return op;
+    PyErr_Format(PyExc_ValueError, "there is no op %R", name);
+    return -1;
+}
+
+static PyObject *apply(PyObject *module, PyObject *args)
+{
+    PyObject *name, *tensors, *attrs = NULL, *key, *value, *result = NULL;
+    Py_ssize_t position = 0;
+    asen_py_state *state = PyModule_GetState(module);
+    if (!PyArg_ParseTuple(args, "OO|O!:apply", &name, &tensors, &PyDict_Type, &attrs))
+        return NULL;
+    int op = op_by_name(name);
+    call_state *call = op < 0 ? NULL : call_new((asen_op)op);
+    if (call == NULL)
+        return NULL;
+    if (give_sequence(call, tensors) < 0)
+        goto done;
+    while (attrs != NULL && PyDict_Next(attrs, &position, &key, &value))
+        if (give_named(call, key, value) < 0)
+            goto done;
+    if (resolve_tensors(state, call) == 0)
+        result = call_run(state, call);
+done:
+    call_free(call);
+    return result;
+}
+
+static PyObject *op_specs(PyObject *module, PyObject *unused)
+{
+    PyObject *list = PyList_New(0);
+    for (int op = 0; op < ASEN_OP_COUNT && list != NULL; op++) {
+        const asen_op_info *info = asen_op_get((asen_op)op);
+        PyObject *row = Py_BuildValue(
+            "{s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:O,s:O}", "name", info->name, "inputs", info->inputs, "outputs",
+            info->outputs, "attrs", info->attrs, "saves", info->saves, "samples", info->samples, "doc", info->doc,
+            "differentiable", info->grad ? Py_True : Py_False, "view", info->flags & ASEN_IS_VIEW ? Py_True : Py_False);
+        if (row == NULL || PyList_Append(list, row) < 0)
+            Py_CLEAR(list);
+        Py_XDECREF(row);
+    }
+    return list;
+}
+
+static PyMethodDef module_methods[] = {
+    {"apply", apply, METH_VARARGS, "apply(name, tensors, attrs={}): any op of the table by name; absent inputs are None."},
+    {"op_specs", op_specs, METH_NOARGS, "The rows of the op table as dicts: what the tests run over."},
+    {NULL},
+};
+
+int asen_py_add_ops(PyObject *module)
+{
+    return PyModule_AddFunctions(module, functions) < 0 ? -1 : PyModule_AddFunctions(module, module_methods);
+}

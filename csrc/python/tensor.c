@@ -1,0 +1,674 @@
+/* The type asenpp.Tensor: properties, conversions, autograd, operators. */
+
+#include "python/tensor.h"
+
+#include <structmember.h>
+
+#if PY_VERSION_HEX < 0x030B0000
+#define PyType_GetModuleByDef _PyType_GetModuleByDef
+#endif
+
+asen_py_state *asen_py_state_of_module(PyObject *module) { return PyModule_GetState(module); }
+
+asen_py_state *asen_py_state_of_tensor(PyObject *tensor)
+{
+    PyObject *module = PyType_GetModuleByDef(Py_TYPE(tensor), &asen_py_module_def);
+    return module == NULL ? NULL : PyModule_GetState(module);
+}
+
+static asen_tensor *self_tensor(PyObject *self) { return ((asen_py_tensor *)self)->tensor; }
+
+static PyObject *wrap_as(PyTypeObject *type, asen_tensor *tensor)
+{
+    asen_py_tensor *object = (asen_py_tensor *)type->tp_alloc(type, 0);
+    if (object == NULL) {
+        asen_tensor_release(tensor);
+        return NULL;
+    }
+    object->tensor = tensor;
+    return (PyObject *)object;
+}
+
+PyObject *asen_py_wrap(asen_py_state *state, asen_tensor *tensor) { return wrap_as(state->tensor_type, tensor); }
+
+bool asen_py_is_tensor(asen_py_state *state, PyObject *object)
+{
+    return PyObject_TypeCheck(object, state->tensor_type);
+}
+
+asen_tensor *asen_py_unwrap(asen_py_state *state, PyObject *object, const char *what)
+{
+    if (asen_py_is_tensor(state, object))
+        return self_tensor(object);
+    PyErr_Format(PyExc_TypeError, "%s must be a Tensor, not %.100s", what, Py_TYPE(object)->tp_name);
+    return NULL;
+}
+
+int asen_py_dtype(PyObject *object, asen_dtype *out)
+{
+    static const struct { const char *name; asen_dtype dtype; } aliases[] = {
+        {"float", ASEN_F32}, {"double", ASEN_F64}, {"half", ASEN_F16}, {"int", ASEN_I32}, {"long", ASEN_I64}};
+    const char *name = PyUnicode_Check(object) ? PyUnicode_AsUTF8(object) : NULL;
+    if (name == NULL) {
+        if (!PyErr_Occurred())
+            PyErr_Format(PyExc_TypeError, "a dtype is a name such as 'float32', not %.100s", Py_TYPE(object)->tp_name);
+        return -1;
+    }
+    for (int d = 0; d < ASEN_DTYPE_COUNT; d++)
+        if (strcmp(name, asen_dtype_name((asen_dtype)d)) == 0) {
+            *out = (asen_dtype)d;
+            return 0;
+        }
+    for (size_t i = 0; i < sizeof aliases / sizeof *aliases; i++)
+        if (strcmp(name, aliases[i].name) == 0) {
+            *out = aliases[i].dtype;
+            return 0;
+        }
+    PyErr_Format(PyExc_ValueError, "unknown dtype '%s'", name);
+    return -1;
+}
+
+/* ---- life ---- */
+
+static PyObject *tensor_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"data", NULL};
+    PyObject *data;
+    asen_tensor *tensor;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:Tensor", names, &data))
+        return NULL;
+    PyObject *module = PyType_GetModuleByDef(type, &asen_py_module_def);
+    if (module == NULL)
+        return NULL;
+    PyObject *source = asen_py_from_any(PyModule_GetState(module), data, false);
+    if (source == NULL)
+        return NULL;
+    int status = asen_tensor_detach(self_tensor(source), &tensor);
+    Py_DECREF(source);
+    return status == ASEN_OK ? wrap_as(type, tensor) : asen_py_raise(status);
+}
+
+static void tensor_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    asen_py_tensor *object = (asen_py_tensor *)self;
+    if (object->weakrefs != NULL)
+        PyObject_ClearWeakRefs(self);
+    asen_tensor_release(object->tensor);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+/* ---- properties ---- */
+
+static PyObject *ints(const int64_t *values, int n)
+{
+    PyObject *tuple = PyTuple_New(n);
+    for (int i = 0; i < n && tuple != NULL; i++) {
+        PyObject *item = PyLong_FromLongLong(values[i]);
+        if (item == NULL)
+            Py_CLEAR(tuple);
+        else
+            PyTuple_SET_ITEM(tuple, i, item);
+    }
+    return tuple;
+}
+
+static PyObject *get_shape(PyObject *self, void *closure) { return ints(self_tensor(self)->shape, self_tensor(self)->ndim); }
+static PyObject *get_ndim(PyObject *self, void *closure) { return PyLong_FromLong(self_tensor(self)->ndim); }
+static PyObject *get_dtype(PyObject *self, void *closure)
+{
+    return PyUnicode_FromString(asen_dtype_name(self_tensor(self)->dtype));
+}
+static PyObject *get_device(PyObject *self, void *closure)
+{
+    return PyUnicode_FromString(self_tensor(self)->storage->device->name);
+}
+static PyObject *get_requires_grad(PyObject *self, void *closure) { return PyBool_FromLong(self_tensor(self)->node != NULL); }
+static PyObject *get_is_leaf(PyObject *self, void *closure)
+{
+    asen_node *node = self_tensor(self)->node;
+    return PyBool_FromLong(node == NULL || node->leaf);
+}
+
+static int set_requires_grad(PyObject *self, PyObject *value, void *closure)
+{
+    int on = value == NULL ? -1 : PyObject_IsTrue(value);
+    if (on < 0) {
+        if (value == NULL)
+            PyErr_SetString(PyExc_TypeError, "requires_grad cannot be deleted");
+        return -1;
+    }
+    int status = asen_tape_set_leaf(self_tensor(self), on);
+    if (status != ASEN_OK)
+        asen_py_raise(status);
+    return status == ASEN_OK ? 0 : -1;
+}
+
+static PyObject *get_grad(PyObject *self, void *closure)
+{
+    asen_node *node = self_tensor(self)->node;
+    asen_py_state *state = asen_py_state_of_tensor(self);
+    asen_tensor *grad = state == NULL || node == NULL || !node->leaf ? NULL : asen_tape_grad_get(node);
+    if (state == NULL)
+        return NULL;
+    if (grad == NULL)
+        Py_RETURN_NONE;
+    return asen_py_wrap(state, grad);
+}
+
+static int set_grad(PyObject *self, PyObject *value, void *closure)
+{
+    asen_tensor *tensor = self_tensor(self), *grad = NULL;
+    if (value != NULL && value != Py_None) {
+        asen_py_state *state = asen_py_state_of_tensor(self);
+        asen_tensor *given = state == NULL ? NULL : asen_py_unwrap(state, value, "grad");
+        if (given == NULL)
+            return -1;
+        if (tensor->node == NULL || !tensor->node->leaf || !asen_tensor_same_shape(given, tensor) ||
+            given->dtype != tensor->dtype) {
+            PyErr_SetString(PyExc_ValueError, "grad: a leaf that requires a gradient takes one of its shape and dtype");
+            return -1;
+        }
+        int status = asen_tensor_detach(given, &grad);
+        if (status != ASEN_OK) {
+            asen_py_raise(status);
+            return -1;
+        }
+    }
+    if (tensor->node != NULL && tensor->node->leaf)
+        asen_tape_grad_set(tensor->node, grad);
+    return 0;
+}
+
+static PyGetSetDef getset[] = {
+    {"shape", get_shape, NULL, "Sizes of the dims, a tuple of int.", NULL},
+    {"ndim", get_ndim, NULL, "Number of dims.", NULL},
+    {"dtype", get_dtype, NULL, "Name of the element type: 'float32', 'float64', 'int64', 'uint8', ...", NULL},
+    {"device", get_device, NULL, "Name of the device: 'cpu' or 'cuda'.", NULL},
+    {"requires_grad", get_requires_grad, set_requires_grad, "Whether backward computes a gradient for or through this tensor.", NULL},
+    {"is_leaf", get_is_leaf, NULL, "Whether this tensor is not the recorded result of an op.", NULL},
+    {"grad", get_grad, set_grad, "The gradient that backward accumulated here, or None. Assign None to clear it.", NULL},
+    {NULL},
+};
+
+/* ---- conversions ---- */
+
+static PyObject *to_host(PyObject *self)
+{
+    asen_py_state *state = asen_py_state_of_tensor(self);
+    asen_tensor *tensor = self_tensor(self), *host;
+    if (state == NULL)
+        return NULL;
+    if (tensor->storage->device->backend->host_memory)
+        return Py_NewRef(self);
+    int status = asen_tensor_new(asen_device_cpu(), tensor->dtype, tensor->ndim, tensor->shape, &host);
+    if (status != ASEN_OK)
+        return asen_py_raise(status);
+    Py_BEGIN_ALLOW_THREADS
+    status = asen_tensor_copy_into(host, tensor);
+    Py_END_ALLOW_THREADS
+    if (status != ASEN_OK) {
+        asen_tensor_release(host);
+        return asen_py_raise(status);
+    }
+    return asen_py_wrap(state, host);
+}
+
+static PyObject *method_numpy(PyObject *self, PyObject *unused)
+{
+    if (self_tensor(self)->node != NULL) {
+        PyErr_SetString(PyExc_RuntimeError, "numpy() of a tensor that requires a gradient: call detach() first");
+        return NULL;
+    }
+    PyObject *host = to_host(self);
+    PyObject *array = host == NULL ? NULL : asen_py_to_numpy(host);
+    Py_XDECREF(host);
+    return array;
+}
+
+static PyObject *method_array(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"dtype", "copy", NULL};
+    PyObject *dtype = Py_None, *copy = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OO:__array__", names, &dtype, &copy))
+        return NULL;
+    PyObject *array = method_numpy(self, NULL);
+    if (array != NULL && dtype != Py_None) /* astype(dtype, order, casting, subok, copy) */
+        Py_SETREF(array, PyObject_CallMethod(array, "astype", "OssOO", dtype, "K", "unsafe", Py_True,
+                                             copy == Py_True ? Py_True : Py_False));
+    else if (array != NULL && copy == Py_True)
+        Py_SETREF(array, PyObject_CallMethod(array, "copy", NULL));
+    return array;
+}
+
+static PyObject *method_item(PyObject *self, PyObject *unused)
+{
+    if (asen_tensor_count(self_tensor(self)) != 1) {
+        PyErr_Format(PyExc_ValueError, "item() wants one element, this tensor has shape %s",
+                     ASEN_SHAPE_TEXT(self_tensor(self)));
+        return NULL;
+    }
+    PyObject *host = to_host(self);
+    PyObject *array = host == NULL ? NULL : asen_py_to_numpy(host);
+    PyObject *value = array == NULL ? NULL : PyObject_CallMethod(array, "item", NULL);
+    Py_XDECREF(host);
+    Py_XDECREF(array);
+    return value;
+}
+
+static PyObject *method_tolist(PyObject *self, PyObject *unused)
+{
+    PyObject *host = to_host(self);
+    PyObject *array = host == NULL ? NULL : asen_py_to_numpy(host);
+    PyObject *value = array == NULL ? NULL : PyObject_CallMethod(array, "tolist", NULL);
+    Py_XDECREF(host);
+    Py_XDECREF(array);
+    return value;
+}
+
+/* to('float64'), to('cuda'), to(dtype=..., device=...): a name is a dtype if it is one. */
+static PyObject *method_to(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"target", "dtype", "device", NULL};
+    PyObject *target = Py_None, *dtype_name = Py_None, *device_name = Py_None;
+    asen_py_state *state = asen_py_state_of_tensor(self);
+    asen_tensor *tensor = self_tensor(self), *moved;
+    asen_dtype dtype = tensor->dtype;
+    asen_device *device = tensor->storage->device;
+    if (state == NULL || !PyArg_ParseTupleAndKeywords(args, kwargs, "|OOO:to", names, &target, &dtype_name, &device_name))
+        return NULL;
+    if (target != Py_None) {
+        if (asen_py_dtype(target, &dtype) == 0) {
+            target = Py_None;
+        } else if (!PyErr_ExceptionMatches(PyExc_ValueError)) {
+            return NULL;
+        } else {
+            PyErr_Clear();
+            device_name = target;
+        }
+    }
+    if (dtype_name != Py_None && asen_py_dtype(dtype_name, &dtype) < 0)
+        return NULL;
+    if (device_name != Py_None) {
+        const char *name = PyUnicode_Check(device_name) ? PyUnicode_AsUTF8(device_name) : NULL;
+        if (name == NULL) {
+            if (!PyErr_Occurred())
+                PyErr_SetString(PyExc_TypeError, "a device is a name such as 'cpu'");
+            return NULL;
+        }
+        if (asen_py_device(name, &device) < 0)
+            return NULL;
+    }
+    if (dtype == tensor->dtype && device == tensor->storage->device)
+        return Py_NewRef(self);
+    if (device == tensor->storage->device) {
+        asen_attrs attrs = {.copy = {.dtype = dtype}};
+        return asen_py_apply1(state, ASEN_OP_copy, &tensor, 1, &attrs);
+    }
+    int status = asen_tensor_new(device, dtype, tensor->ndim, tensor->shape, &moved);
+    if (status != ASEN_OK)
+        return asen_py_raise(status);
+    Py_BEGIN_ALLOW_THREADS
+    status = asen_tensor_copy_into(moved, tensor);
+    Py_END_ALLOW_THREADS
+    if (status == ASEN_OK) {
+        const asen_attrs attrs = {.copy = {.dtype = dtype}};
+        status = asen_tape_record(ASEN_OP_copy, &tensor, &tensor, 1, &attrs, &moved, 1);
+    }
+    if (status != ASEN_OK) {
+        asen_tensor_release(moved);
+        return asen_py_raise(status);
+    }
+    return asen_py_wrap(state, moved);
+}
+
+static PyObject *convert(PyObject *self, asen_dtype dtype)
+{
+    asen_py_state *state = asen_py_state_of_tensor(self);
+    asen_tensor *tensor = self_tensor(self);
+    asen_attrs attrs = {.copy = {.dtype = dtype}};
+    if (state == NULL)
+        return NULL;
+    return tensor->dtype == dtype ? Py_NewRef(self) : asen_py_apply1(state, ASEN_OP_copy, &tensor, 1, &attrs);
+}
+
+static PyObject *method_float(PyObject *self, PyObject *unused) { return convert(self, ASEN_F32); }
+static PyObject *method_double(PyObject *self, PyObject *unused) { return convert(self, ASEN_F64); }
+static PyObject *method_long(PyObject *self, PyObject *unused) { return convert(self, ASEN_I64); }
+
+static PyObject *method_clone(PyObject *self, PyObject *unused)
+{
+    asen_py_state *state = asen_py_state_of_tensor(self);
+    asen_tensor *tensor = self_tensor(self);
+    asen_attrs attrs = {.copy = {.dtype = tensor->dtype}};
+    return state == NULL ? NULL : asen_py_apply1(state, ASEN_OP_copy, &tensor, 1, &attrs);
+}
+
+static PyObject *method_contiguous(PyObject *self, PyObject *unused)
+{
+    return asen_tensor_is_dense(self_tensor(self)) ? Py_NewRef(self) : method_clone(self, NULL);
+}
+
+static PyObject *method_is_contiguous(PyObject *self, PyObject *unused)
+{
+    return PyBool_FromLong(asen_tensor_is_dense(self_tensor(self)));
+}
+
+static PyObject *method_detach(PyObject *self, PyObject *unused)
+{
+    asen_py_state *state = asen_py_state_of_tensor(self);
+    asen_tensor *tensor;
+    if (state == NULL)
+        return NULL;
+    int status = asen_tensor_detach(self_tensor(self), &tensor);
+    return status == ASEN_OK ? asen_py_wrap(state, tensor) : asen_py_raise(status);
+}
+
+static PyObject *method_copy_(PyObject *self, PyObject *source)
+{
+    asen_py_state *state = asen_py_state_of_tensor(self);
+    PyObject *given = state == NULL ? NULL : asen_py_from_any(state, source, false);
+    if (given == NULL)
+        return NULL;
+    int status;
+    Py_BEGIN_ALLOW_THREADS
+    status = asen_tensor_copy_into(self_tensor(self), self_tensor(given));
+    Py_END_ALLOW_THREADS
+    Py_DECREF(given);
+    return status == ASEN_OK ? Py_NewRef(self) : asen_py_raise(status);
+}
+
+static PyObject *method_fill_(PyObject *self, PyObject *value)
+{
+    double x = PyFloat_AsDouble(value);
+    asen_tensor *tensor = self_tensor(self), *full;
+    if (x == -1 && PyErr_Occurred())
+        return NULL;
+    int status = asen_tensor_full(tensor->storage->device, tensor->dtype, 0, NULL, x, &full);
+    if (status == ASEN_OK) {
+        status = asen_tensor_copy_into(tensor, full);
+        asen_tensor_release(full);
+    }
+    return status == ASEN_OK ? Py_NewRef(self) : asen_py_raise(status);
+}
+
+static PyObject *method_zero_(PyObject *self, PyObject *unused)
+{
+    PyObject *zero = PyFloat_FromDouble(0), *result = zero == NULL ? NULL : method_fill_(self, zero);
+    Py_XDECREF(zero);
+    return result;
+}
+
+/* ---- autograd ---- */
+
+static PyObject *method_backward(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"gradient", "retain_graph", NULL};
+    PyObject *gradient = Py_None;
+    int retain = 0;
+    asen_py_state *state = asen_py_state_of_tensor(self);
+    if (state == NULL || !PyArg_ParseTupleAndKeywords(args, kwargs, "|Op:backward", names, &gradient, &retain))
+        return NULL;
+    asen_tensor *seed = NULL;
+    if (gradient != Py_None && (seed = asen_py_unwrap(state, gradient, "gradient")) == NULL)
+        return NULL;
+    int status;
+    Py_BEGIN_ALLOW_THREADS
+    status = asen_tape_backward(self_tensor(self), seed, retain);
+    Py_END_ALLOW_THREADS
+    if (status != ASEN_OK)
+        return asen_py_raise(status);
+    Py_RETURN_NONE;
+}
+
+static PyObject *method_requires_grad_(PyObject *self, PyObject *args)
+{
+    int on = 1;
+    if (!PyArg_ParseTuple(args, "|p:requires_grad_", &on))
+        return NULL;
+    int status = asen_tape_set_leaf(self_tensor(self), on);
+    return status == ASEN_OK ? Py_NewRef(self) : asen_py_raise(status);
+}
+
+static PyObject *method_size(PyObject *self, PyObject *args)
+{
+    int dim = INT_MIN;
+    asen_tensor *tensor = self_tensor(self);
+    if (!PyArg_ParseTuple(args, "|i:size", &dim))
+        return NULL;
+    if (dim == INT_MIN)
+        return get_shape(self, NULL);
+    if (dim < -tensor->ndim || dim >= tensor->ndim) {
+        PyErr_Format(PyExc_IndexError, "dim %d of a tensor of %d dims", dim, tensor->ndim);
+        return NULL;
+    }
+    return PyLong_FromLongLong(tensor->shape[dim < 0 ? dim + tensor->ndim : dim]);
+}
+
+static PyObject *method_stride(PyObject *self, PyObject *unused) { return ints(self_tensor(self)->stride, self_tensor(self)->ndim); }
+static PyObject *method_numel(PyObject *self, PyObject *unused) { return PyLong_FromLongLong(asen_tensor_count(self_tensor(self))); }
+static PyObject *method_data_ptr(PyObject *self, PyObject *unused)
+{
+    atomic_store(&self_tensor(self)->storage->exported, true);
+    return PyLong_FromVoidPtr(asen_tensor_data(self_tensor(self)));
+}
+
+/* What consumers ask for: `stream` and `max_version` change nothing on the CPU (the capsule is of the
+ * unversioned kind, which every version takes), `copy` asks for memory of its own. */
+static PyObject *method_dlpack(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"stream", "max_version", "dl_device", "copy", NULL};
+    PyObject *stream = Py_None, *version = Py_None, *device = Py_None, *copy = Py_None;
+    int type = 1, id = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOOO:__dlpack__", names, &stream, &version, &device, &copy))
+        return NULL;
+    if (device != Py_None && !PyArg_Parse(device, "(ii)", &type, &id))
+        return NULL;
+    if (type != 1 || id != 0) {
+        PyErr_SetString(PyExc_BufferError, "DLPack: only the CPU, device (1, 0), is offered");
+        return NULL;
+    }
+    if (copy != Py_True || self_tensor(self)->node != NULL) /* a gradient is refused there */
+        return asen_py_dlpack(self);
+    PyObject *clone = method_clone(self, NULL), *capsule = clone == NULL ? NULL : asen_py_dlpack(clone);
+    Py_XDECREF(clone);
+    return capsule;
+}
+static PyObject *method_dlpack_device(PyObject *self, PyObject *unused)
+{
+    if (!self_tensor(self)->storage->device->backend->host_memory) {
+        PyErr_SetString(PyExc_BufferError, "DLPack: only tensors on the CPU can be exported");
+        return NULL;
+    }
+    return Py_BuildValue("(ii)", 1, 0); /* kDLCPU */
+}
+
+PyMethodDef asen_py_tensor_methods[] = {
+    {"numpy", method_numpy, METH_NOARGS, "The values as a NumPy array that shares memory (on the CPU)."},
+    {"__array__", (PyCFunction)(void (*)(void))method_array, METH_VARARGS | METH_KEYWORDS, NULL},
+    {"__dlpack__", (PyCFunction)(void (*)(void))method_dlpack, METH_VARARGS | METH_KEYWORDS, "A DLPack capsule that shares memory."},
+    {"__dlpack_device__", method_dlpack_device, METH_NOARGS, NULL},
+    {"item", method_item, METH_NOARGS, "The one element as a Python number."},
+    {"tolist", method_tolist, METH_NOARGS, "The values as nested lists."},
+    {"to", (PyCFunction)(void (*)(void))method_to, METH_VARARGS | METH_KEYWORDS, "to(dtype or device): the tensor converted or moved; itself where nothing changes. Gradients flow back, also between devices."},
+    {"float", method_float, METH_NOARGS, "to('float32')."},
+    {"double", method_double, METH_NOARGS, "to('float64')."},
+    {"long", method_long, METH_NOARGS, "to('int64')."},
+    {"clone", method_clone, METH_NOARGS, "A dense copy; gradients flow through it."},
+    {"contiguous", method_contiguous, METH_NOARGS, "The tensor in the dense layout (channels-last for 4 dims)."},
+    {"is_contiguous", method_is_contiguous, METH_NOARGS, "Whether the tensor is in the dense layout."},
+    {"detach", method_detach, METH_NOARGS, "The same values and memory, without gradient."},
+    {"copy_", method_copy_, METH_O, "Copies another tensor's or array's values into this one (broadcast)."},
+    {"fill_", method_fill_, METH_O, "Sets every element to a number."},
+    {"zero_", method_zero_, METH_NOARGS, "Sets every element to 0."},
+    {"backward", (PyCFunction)(void (*)(void))method_backward, METH_VARARGS | METH_KEYWORDS,
+     "backward(gradient=None, retain_graph=False): adds the gradients of this tensor to .grad of the leaves."},
+    {"requires_grad_", method_requires_grad_, METH_VARARGS, "Sets requires_grad and returns the tensor."},
+    {"size", method_size, METH_VARARGS, "size(): the shape; size(dim): the size of one dim."},
+    {"stride", method_stride, METH_NOARGS, "Strides in elements."},
+    {"numel", method_numel, METH_NOARGS, "Number of elements."},
+    {"data_ptr", method_data_ptr, METH_NOARGS, "Address of the first element."},
+    {NULL},
+};
+
+/* ---- operators ---- */
+
+static PyObject *binary(asen_op op, PyObject *a, PyObject *b)
+{
+    PyObject *module = PyType_GetModuleByDef(Py_TYPE(a), &asen_py_module_def);
+    if (module == NULL) {
+        PyErr_Clear();
+        module = PyType_GetModuleByDef(Py_TYPE(b), &asen_py_module_def);
+    }
+    if (module == NULL)
+        return NULL;
+    asen_py_state *state = PyModule_GetState(module);
+    PyObject *args[2] = {a, b};
+    for (int i = 0; i < 2; i++)
+        if (!asen_py_is_tensor(state, args[i]) && !PyNumber_Check(args[i]))
+            Py_RETURN_NOTIMPLEMENTED;
+    for (int i = 0; i < 2 && op == ASEN_OP_div; i++)
+        if (asen_py_is_tensor(state, args[i]) && !asen_dtype_is_float(self_tensor(args[i])->dtype)) {
+            PyErr_Format(PyExc_TypeError, "/ of %s: convert with .float() (div() of integers rounds down)",
+                         asen_dtype_name(self_tensor(args[i])->dtype));
+            return NULL;
+        }
+    return asen_py_call_op(state, op, NULL, args, 2, NULL);
+}
+
+static PyObject *nb_add(PyObject *a, PyObject *b) { return binary(ASEN_OP_add, a, b); }
+static PyObject *nb_subtract(PyObject *a, PyObject *b) { return binary(ASEN_OP_sub, a, b); }
+static PyObject *nb_multiply(PyObject *a, PyObject *b) { return binary(ASEN_OP_mul, a, b); }
+static PyObject *nb_divide(PyObject *a, PyObject *b) { return binary(ASEN_OP_div, a, b); }
+static PyObject *nb_matmul(PyObject *a, PyObject *b) { return binary(ASEN_OP_matmul, a, b); }
+static PyObject *nb_negative(PyObject *a)
+{
+    return asen_py_call_op(asen_py_state_of_tensor(a), ASEN_OP_neg, a, NULL, 0, NULL);
+}
+static PyObject *nb_power(PyObject *a, PyObject *b, PyObject *modulus)
+{
+    if (!PyNumber_Check(b) || PyObject_HasAttrString(b, "requires_grad"))
+        Py_RETURN_NOTIMPLEMENTED;
+    PyObject *module = PyType_GetModuleByDef(Py_TYPE(a), &asen_py_module_def);
+    if (module == NULL) {
+        PyErr_Clear();
+        Py_RETURN_NOTIMPLEMENTED;
+    }
+    return asen_py_call_op(PyModule_GetState(module), ASEN_OP_pow, a, &b, 1, NULL);
+}
+static PyObject *nb_float(PyObject *a)
+{
+    PyObject *item = method_item(a, NULL), *value = item == NULL ? NULL : PyNumber_Float(item);
+    Py_XDECREF(item);
+    return value;
+}
+static PyObject *nb_int(PyObject *a)
+{
+    PyObject *item = method_item(a, NULL), *value = item == NULL ? NULL : PyNumber_Long(item);
+    Py_XDECREF(item);
+    return value;
+}
+static int nb_bool(PyObject *a)
+{
+    PyObject *item = method_item(a, NULL);
+    int value = item == NULL ? -1 : PyObject_IsTrue(item);
+    Py_XDECREF(item);
+    return value;
+}
+
+static Py_ssize_t length(PyObject *self)
+{
+    if (self_tensor(self)->ndim == 0) {
+        PyErr_SetString(PyExc_TypeError, "a tensor without dims has no length");
+        return -1;
+    }
+    return (Py_ssize_t)self_tensor(self)->shape[0];
+}
+
+static PyObject *get_row(PyObject *self, Py_ssize_t i) /* iteration */
+{
+    if (length(self) < 0)
+        return NULL;
+    PyObject *key = PyLong_FromSsize_t(i), *row = key == NULL ? NULL : asen_py_index(self, key);
+    Py_XDECREF(key);
+    return row;
+}
+
+static PyObject *repr(PyObject *self)
+{
+    asen_tensor *t = self_tensor(self);
+    const char *grad = t->node == NULL ? "" : t->node->leaf ? ", requires_grad=True" : ", grad_fn";
+    PyObject *host = to_host(self), *array = NULL, *text = NULL, *result = NULL;
+    if (host != NULL && t->dtype != ASEN_F16 && t->dtype != ASEN_BF16)
+        array = asen_py_to_numpy(host);
+    else
+        PyErr_Clear();
+    PyErr_Clear();
+    if (array != NULL)
+        text = PyObject_Str(array);
+    else
+        text = PyUnicode_FromString("...");
+    if (text != NULL)
+        result = PyUnicode_FromFormat("tensor(%U, shape=%s, dtype=%s, device=%s%s)", text, ASEN_SHAPE_TEXT(t),
+                                      asen_dtype_name(t->dtype), t->storage->device->name, grad);
+    Py_XDECREF(host);
+    Py_XDECREF(array);
+    Py_XDECREF(text);
+    return result;
+}
+
+static PyMemberDef members[] = {
+    {"__weaklistoffset__", T_PYSSIZET, offsetof(asen_py_tensor, weakrefs), READONLY, NULL},
+    {NULL},
+};
+
+int asen_py_add_tensor(PyObject *module)
+{
+    static PyType_Slot slots[] = {
+        {Py_tp_doc, "An array of one dtype on one device that can remember how it was made.\n\n"
+                    "Tensor(data): from a tensor (shares memory), a NumPy array (shares memory where it can), or "
+                    "anything NumPy makes an array of."},
+        {Py_tp_new, tensor_new},
+        {Py_tp_dealloc, tensor_dealloc},
+        {Py_tp_repr, repr},
+        {Py_tp_getset, getset},
+        {Py_tp_members, members},
+        {Py_nb_add, nb_add},
+        {Py_nb_subtract, nb_subtract},
+        {Py_nb_multiply, nb_multiply},
+        {Py_nb_true_divide, nb_divide},
+        {Py_nb_matrix_multiply, nb_matmul},
+        {Py_nb_negative, nb_negative},
+        {Py_nb_power, nb_power},
+        {Py_nb_float, nb_float},
+        {Py_nb_int, nb_int},
+        {Py_nb_bool, nb_bool},
+        {Py_mp_length, length},
+        {Py_mp_subscript, asen_py_index},
+        {Py_sq_item, get_row},
+        {0, NULL},
+    };
+    static PyType_Spec spec = {"asenpp._asen.Tensor", sizeof(asen_py_tensor), 0,
+                               Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, slots};
+    asen_py_state *state = PyModule_GetState(module);
+    PyObject *type = PyType_FromModuleAndSpec(module, &spec, NULL);
+    if (type == NULL)
+        return -1;
+    state->tensor_type = (PyTypeObject *)type;
+    PyMethodDef *tables[] = {asen_py_tensor_methods, asen_py_shape_methods, asen_py_op_methods()};
+    for (size_t t = 0; t < sizeof tables / sizeof *tables; t++)
+        for (PyMethodDef *def = tables[t]; def->ml_name != NULL; def++) {
+            PyObject *method = PyDescr_NewMethod(state->tensor_type, def);
+            int failed = method == NULL || PyObject_SetAttrString(type, def->ml_name, method) < 0;
+            Py_XDECREF(method);
+            if (failed)
+                return -1;
+        }
+    /* NumPy's arrays and scalars leave operators with a tensor to the tensor: they would compute an
+     * array, and lose the gradient. */
+    PyObject *priority = PyFloat_FromDouble(1000);
+    int failed = priority == NULL || PyObject_SetAttrString(type, "__array_priority__", priority) < 0;
+    Py_XDECREF(priority);
+    return failed ? -1 : PyModule_AddObjectRef(module, "Tensor", type);
+}
