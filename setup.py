@@ -41,16 +41,18 @@ WARNINGS = ["-Wall", "-Wextra", "-Wno-unused-parameter"]
 # their functions are cloned by target.
 COMMON = ["-O2", "-DNDEBUG", "-fvisibility=hidden", "-fPIC", "-D_GNU_SOURCE", *WARNINGS]
 PLAIN = ["-std=c11", "-ffp-contract=off"]
+FAST = ["-std=gnu11", "-O3", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno"]
 FLAGS = {
     "core": PLAIN,
     "ops": PLAIN,
     "autograd": PLAIN,
     "cpu": PLAIN,
     "cpu/ref": PLAIN,
-    "cpu/fast": ["-std=gnu11", "-O3", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno"],
+    "cpu/fast": FAST,
     "cpu/onednn": ["-std=gnu11", "-fopenmp"],
     "image": PLAIN,
     "metrics": PLAIN,
+    "metrics/similarity": FAST,
     "config": PLAIN,
     "python": PLAIN,
 }

@@ -44,19 +44,18 @@ static int dispatch(void *self, const asen_call *call)
     return status;
 }
 
-static bool supports(void *self, asen_op op) { return kernels[op] != NULL; }
-
 static asen_backend backend = {
     .name = "cuda",
-    .memory_alloc = cuda_memory_alloc,
-    .memory_free = cuda_memory_free,
-    .memory_info = cuda_memory_info,
-    .copy = cuda_memory_copy,
-    .fill = cuda_fill,
+    .memory = {
+        .alloc = cuda_memory_alloc,
+        .free = cuda_memory_free,
+        .info = cuda_memory_info,
+        .copy = cuda_memory_copy,
+        .fill = cuda_fill,
+        .synchronize = cuda_synchronize,
+    },
     .write_strided = cuda_write_strided,
-    .synchronize = cuda_synchronize,
     .dispatch = dispatch,
-    .supports = supports,
     .optim_step = cuda_optim_step,
     .unscale = cuda_unscale,
     .set_option = cuda_set_option,

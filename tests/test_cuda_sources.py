@@ -9,7 +9,7 @@ import pytest
 
 import asenpp
 from asenpp import _asen, cuda
-from test_walls import includes, without_comments
+from test_boundaries import includes, without_comments
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted(p for p in (ROOT / "kernels").iterdir() if p.suffix in (".c", ".h", ".cu", ".cuh"))

@@ -5,7 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "autograd/rules.h"
+#include "ops/run.h"
 #include "ops/schema.h"
+#include "ops/transfer.h"
 
 static _Thread_local bool grad_disabled;
 static _Atomic uint64_t sequence;
@@ -17,12 +20,6 @@ bool asen_grad_set_enabled(bool enabled)
     bool before = !grad_disabled;
     grad_disabled = !enabled;
     return before;
-}
-
-asen_node *asen_node_retain(asen_node *node)
-{
-    atomic_fetch_add(&node->refs, 1);
-    return node;
 }
 
 static void release_saved(asen_node *node)
@@ -37,19 +34,17 @@ static void release_saved(asen_node *node)
     }
 }
 
-void asen_node_release(asen_node *node)
+/* Frees a node, and those that only it held: a deep graph must not recurse. */
+static void node_free(asen_history *history)
 {
-    asen_node *dead = NULL;
-    if (node != NULL && atomic_fetch_sub(&node->refs, 1) == 1) {
-        node->next = NULL;
-        dead = node;
-    }
-    while (dead != NULL) { /* a deep graph must not recurse */
-        node = dead;
+    asen_node *dead = (asen_node *)history;
+    dead->next = NULL;
+    while (dead != NULL) {
+        asen_node *node = dead;
         dead = node->next;
         for (int i = 0; i < node->n_in; i++) {
             asen_node *edge = node->edge[i];
-            if (edge != NULL && atomic_fetch_sub(&edge->refs, 1) == 1) {
+            if (edge != NULL && atomic_fetch_sub(&edge->history.refs, 1) == 1) {
                 edge->next = dead;
                 dead = edge;
             }
@@ -67,12 +62,17 @@ void asen_node_release(asen_node *node)
     }
 }
 
+static void node_release(asen_node *node) { asen_history_release(&node->history); }
+
+static asen_node *node_retain(asen_node *node) { return (asen_node *)asen_history_retain(&node->history); }
+
 static asen_node *node_new(int n_in)
 {
     asen_node *node = calloc(1, sizeof *node);
     if (node == NULL)
         return NULL;
-    node->refs = 1;
+    node->history.refs = 1;
+    node->history.free = node_free;
     node->sequence = atomic_fetch_add(&sequence, 1) + 1;
     node->n_in = n_in;
     if (n_in == 0)
@@ -87,7 +87,7 @@ static asen_node *node_new(int n_in)
     if (node->needs && node->edge && node->edge_slot && node->meta && node->saved_in && node->saved_in_version)
         return node;
     node->n_in = 0;
-    asen_node_release(node);
+    node_release(node);
     return NULL;
 }
 
@@ -107,8 +107,8 @@ int asen_tape_record(asen_op op, asen_tensor *const *in, asen_tensor *const *use
     const asen_schema *schema = asen_schema_get(op);
     bool wanted = false;
     for (int i = 0; i < n_in; i++)
-        wanted |= in[i] != NULL && in[i]->node != NULL;
-    if (!wanted || !asen_grad_enabled() || asen_op_get(op)->grad == NULL)
+        wanted |= in[i] != NULL && asen_tensor_node(in[i]) != NULL;
+    if (!wanted || !asen_grad_enabled() || asen_grad_rules[op] == NULL)
         return ASEN_OK;
 
     int status = ASEN_OK;
@@ -123,9 +123,9 @@ int asen_tape_record(asen_op op, asen_tensor *const *in, asen_tensor *const *use
         meta_set(&node->meta[i], in[i]);
         if (in[i] == NULL)
             continue;
-        if (in[i]->node != NULL) {
+        if (asen_tensor_node(in[i]) != NULL) {
             node->needs[i] = true;
-            node->edge[i] = asen_node_retain(in[i]->node);
+            node->edge[i] = node_retain(asen_tensor_node(in[i]));
             node->edge_slot[i] = in[i]->slot;
         }
         if (schema->saved_in & (schema->variadic ? 1u : 1u << i)) {
@@ -146,33 +146,34 @@ int asen_tape_record(asen_op op, asen_tensor *const *in, asen_tensor *const *use
     }
     for (int k = 0; k < n_out; k++)
         if (asen_dtype_is_float(out[k]->dtype)) {
-            out[k]->node = asen_node_retain(node);
+            out[k]->history = asen_history_retain(&node->history);
             out[k]->slot = k;
         }
-    asen_node_release(node);
+    node_release(node);
     return ASEN_OK;
 fail:
-    asen_node_release(node);
+    node_release(node);
     return status;
 }
 
 int asen_tape_set_leaf(asen_tensor *tensor, bool requires_grad)
 {
-    if (requires_grad == (tensor->node != NULL))
+    if (requires_grad == (asen_tensor_node(tensor) != NULL))
         return ASEN_OK;
-    if (tensor->node != NULL && !tensor->node->leaf)
+    if (asen_tensor_node(tensor) != NULL && !asen_tensor_node(tensor)->leaf)
         return asen_fail(ASEN_ERR_VALUE, "requires_grad of a result cannot be changed: use detach()");
     if (!requires_grad) {
-        asen_node_release(tensor->node);
-        tensor->node = NULL;
+        asen_history_release(tensor->history);
+        tensor->history = NULL;
         return ASEN_OK;
     }
     if (!asen_dtype_is_float(tensor->dtype))
         return asen_fail(ASEN_ERR_TYPE, "only floating tensors have gradients, not %s", asen_dtype_name(tensor->dtype));
-    tensor->node = node_new(0);
-    if (tensor->node == NULL)
+    asen_node *leaf = node_new(0);
+    if (leaf == NULL)
         return asen_fail(ASEN_ERR_MEMORY, "out of memory");
-    tensor->node->leaf = true;
+    leaf->leaf = true;
+    tensor->history = &leaf->history;
     tensor->slot = 0;
     return ASEN_OK;
 }
@@ -195,11 +196,11 @@ int asen_grad_reduce_to(const asen_node *node, int i, asen_tensor *dy, asen_tens
     if (attrs.sum.dims.count == 0)
         sum = asen_tensor_retain(dy);
     else
-        status = asen_op_apply1(ASEN_OP_sum, &dy, 1, &attrs, &sum);
+        status = asen_op_run1(ASEN_OP_sum, &dy, 1, &attrs, &sum);
     if (status == ASEN_OK) {
         asen_attrs reshape = {.reshape = {.shape = {.count = meta->ndim}}};
         memcpy(reshape.reshape.shape.item, meta->shape, sizeof meta->shape);
-        status = asen_op_apply1(ASEN_OP_reshape, &sum, 1, &reshape, out);
+        status = asen_op_run1(ASEN_OP_reshape, &sum, 1, &reshape, out);
     }
     asen_tensor_release(sum);
     return status;
@@ -214,7 +215,7 @@ static int accumulate(asen_tensor **total, asen_tensor *part)
     }
     asen_tensor *const in[2] = {*total, part};
     asen_tensor *sum;
-    int status = asen_op_apply1(ASEN_OP_add, in, 2, NULL, &sum);
+    int status = asen_op_run1(ASEN_OP_add, in, 2, NULL, &sum);
     asen_tensor_release(part);
     if (status != ASEN_OK)
         return status;
@@ -254,7 +255,7 @@ static int node_backward(asen_node *node, bool retain)
         if (dx == NULL)
             return asen_fail(ASEN_ERR_MEMORY, "out of memory");
     }
-    status = asen_op_get(node->op)->grad(node, node->pending, dx);
+    status = asen_grad_rules[node->op](node, node->pending, dx);
     if (status != ASEN_OK)
         asen_fail_prefix("gradient of %s", asen_op_get(node->op)->name);
     for (int i = 0; i < node->n_in; i++) {
@@ -303,7 +304,7 @@ static int leaf_backward(asen_node *leaf)
     total = asen_tape_grad_get(leaf);
     bool shared = atomic_load(&pending->refs) > 1 || atomic_load(&pending->storage->refs) > 1;
     asen_attrs same = {.copy = {.dtype = pending->dtype}};
-    int status = total == NULL && shared ? asen_op_apply1(ASEN_OP_copy, &pending, 1, &same, &part)
+    int status = total == NULL && shared ? asen_op_run1(ASEN_OP_copy, &pending, 1, &same, &part)
                                          : asen_tensor_to_dense(pending, &part);
     if (status == ASEN_OK)
         status = accumulate(&total, part);
@@ -366,7 +367,7 @@ int asen_tape_backward(asen_tensor *root, asen_tensor *seed, bool retain)
     asen_tensor *first = NULL;
     int status;
 
-    if (root->node == NULL)
+    if (asen_tensor_node(root) == NULL)
         return asen_fail(ASEN_ERR_VALUE, "backward: this tensor has no gradient: nothing it was made from requires one");
     if (seed == NULL && asen_tensor_count(root) != 1)
         return asen_fail(ASEN_ERR_VALUE, "backward: a tensor of shape %s needs the gradient to start from",
@@ -382,11 +383,10 @@ int asen_tape_backward(asen_tensor *root, asen_tensor *seed, bool retain)
         return status;
 
     pthread_mutex_lock(&lock);
-    bool recording = asen_grad_set_enabled(false);
-    asen_node *keep = asen_node_retain(root->node);
-    status = collect(root->node, &list, &count);
+    asen_node *keep = node_retain(asen_tensor_node(root));
+    status = collect(asen_tensor_node(root), &list, &count);
     if (status == ASEN_OK) {
-        root->node->pending[root->slot] = first;
+        asen_tensor_node(root)->pending[root->slot] = first;
         first = NULL;
     }
     for (size_t i = 0; i < count; i++) {
@@ -399,8 +399,7 @@ int asen_tape_backward(asen_tensor *root, asen_tensor *seed, bool retain)
         }
     }
     free(list);
-    asen_node_release(keep);
-    asen_grad_set_enabled(recording);
+    node_release(keep);
     pthread_mutex_unlock(&lock);
     asen_tensor_release(first);
     return status;

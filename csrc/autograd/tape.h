@@ -17,8 +17,10 @@ typedef struct asen_input_meta {
     int64_t shape[ASEN_MAX_DIMS];
 } asen_input_meta;
 
+typedef struct asen_node asen_node;
+
 struct asen_node {
-    _Atomic int64_t refs;
+    asen_history history;  /* what a tensor holds: first, so that one is the other */
     bool leaf;             /* a leaf holds `grad`; all below is for the others */
     asen_tensor *grad;     /* leaf: the accumulated gradient or NULL (owned) */
     uint64_t sequence;     /* later nodes have larger numbers */
@@ -41,10 +43,17 @@ struct asen_node {
     uint64_t visit;
 };
 
+/* Gradient rule: from the gradients dy of the outputs (NULL: zero) to those of the inputs, new
+ * references in dx, only where node->needs[i] says so. Built from ops that are run, not recorded. */
+typedef int (*asen_grad_rule)(const asen_node *node, asen_tensor *const *dy, asen_tensor **dx);
+
+/* The node of a tensor, borrowed; NULL where no gradient is wanted. */
+static inline asen_node *asen_tensor_node(const asen_tensor *t) { return (asen_node *)t->history; }
+
 bool asen_grad_enabled(void);              /* of this thread */
 bool asen_grad_set_enabled(bool enabled);  /* returns the previous state */
 
-/* Records an applied op: gives out[0 .. n_out) a node if an input has one. `used` are the inputs
+/* Records an op that was run: gives out[0 .. n_out) a node if an input has one. `used` are the inputs
  * as the kernel saw them (laid out): those are what is saved. */
 int asen_tape_record(asen_op op, asen_tensor *const *in, asen_tensor *const *used, int n_in, const asen_attrs *attrs,
                      asen_tensor *const *out, int n_out);
@@ -60,9 +69,6 @@ void asen_tape_grad_set(asen_node *leaf, asen_tensor *grad);
 /* Runs the gradients back from `root`. `seed`: dy of root (NULL: ones, for one element).
  * Saved tensors are released on the way unless `retain`. */
 int asen_tape_backward(asen_tensor *root, asen_tensor *seed, bool retain);
-
-asen_node *asen_node_retain(asen_node *node);
-void asen_node_release(asen_node *node); /* NULL is fine */
 
 /* For gradient rules: sum `dy` down to the shape of input i (undoes broadcasting). New reference. */
 int asen_grad_reduce_to(const asen_node *node, int i, asen_tensor *dy, asen_tensor **out);

@@ -1,8 +1,8 @@
-/* The types that every room of the core knows, and nothing else.
+/* The types that every layer of the core knows, and nothing else.
  *
- * A tensor is a view of a storage; a storage is a buffer on a device; a device is a backend (a
- * table of functions, backend.h) with its caching allocator. Ops (ops.def, op.h) make tensors
- * from tensors; the tape (tape.h) remembers how. */
+ * A tensor is a view of a storage; a storage is a buffer on a device; a device is memory with a
+ * caching allocator (device.h) and a backend that computes (ops/backend.h). Ops (ops/ops.def) make
+ * tensors from tensors; the tape (autograd/tape.h) remembers how. */
 #ifndef ASEN_H
 #define ASEN_H
 
@@ -40,7 +40,7 @@ typedef enum asen_dtype {
 typedef struct asen_device asen_device;
 typedef struct asen_storage asen_storage;
 typedef struct asen_tensor asen_tensor;
-typedef struct asen_node asen_node;
+typedef struct asen_history asen_history;
 
 ASEN_C_BEGIN
 

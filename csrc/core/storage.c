@@ -13,7 +13,7 @@
 #include <string.h>
 
 #include "core/allocator.h"
-#include "ops/backend.h"
+#include "core/device.h"
 
 enum { SMALL_CLASSES = 16, STEPS = 8, FIRST_SHIFT = 10, CLASS_COUNT = SMALL_CLASSES + STEPS * 40 };
 
@@ -24,7 +24,8 @@ typedef struct free_stack {
 
 struct asen_allocator {
     pthread_mutex_t lock;
-    const asen_backend *backend;
+    const asen_memory *memory;
+    const char *name; /* of the device: for messages */
     bool uncached;
     free_stack classes[CLASS_COUNT];
     asen_memory_stats stats;
@@ -50,12 +51,13 @@ static int size_class(const asen_allocator *a, size_t bytes, size_t *rounded)
     return class < CLASS_COUNT ? class : -1;
 }
 
-asen_allocator *asen_allocator_new(const asen_backend *backend)
+asen_allocator *asen_allocator_new(const asen_memory *memory, const char *name)
 {
     asen_allocator *a = calloc(1, sizeof *a);
     if (a == NULL)
         return NULL;
-    a->backend = backend;
+    a->memory = memory;
+    a->name = name;
     const char *uncached = getenv("ASENPP_NO_MEMORY_CACHE");
     a->uncached = uncached != NULL && strcmp(uncached, "1") == 0;
     pthread_mutex_init(&a->lock, NULL);
@@ -67,7 +69,7 @@ static void empty_locked(asen_allocator *a)
     for (int c = 0; c < CLASS_COUNT; c++) {
         free_stack *s = &a->classes[c];
         for (size_t i = 0; i < s->count; i++)
-            a->backend->memory_free(a->backend->self, s->block[i]);
+            a->memory->free(a->memory->self, s->block[i]);
         free(s->block);
         *s = (free_stack){0};
     }
@@ -87,16 +89,16 @@ static int block_get(asen_allocator *a, size_t bytes, void **out)
         *out = s->block[--s->count];
         a->stats.cached -= rounded;
     } else {
-        status = a->backend->memory_alloc(a->backend->self, rounded, out);
+        status = a->memory->alloc(a->memory->self, rounded, out);
         if (status == ASEN_ERR_MEMORY && a->stats.cached > 0) {
             empty_locked(a);
-            status = a->backend->memory_alloc(a->backend->self, rounded, out);
+            status = a->memory->alloc(a->memory->self, rounded, out);
         }
         if (status == ASEN_ERR_MEMORY)
             status = asen_fail(ASEN_ERR_MEMORY,
                                "out of memory on %s: %.1f MiB asked, %.1f MiB in use (at most %.1f MiB so far), nothing cached; "
                                "lower DATA.TRAIN_BATCHSIZE, DATA.TEST_BATCHSIZE or the input size",
-                               a->backend->name, (double)rounded / 0x1p20, (double)a->stats.current / 0x1p20,
+                               a->name, (double)rounded / 0x1p20, (double)a->stats.current / 0x1p20,
                                (double)a->stats.peak / 0x1p20);
         if (status == ASEN_OK)
             a->stats.system_requests++;
@@ -117,7 +119,7 @@ static void block_put(asen_allocator *a, void *data, size_t bytes)
     pthread_mutex_lock(&a->lock);
     a->stats.current -= rounded;
     if (a->uncached) {
-        a->backend->memory_free(a->backend->self, data);
+        a->memory->free(a->memory->self, data);
         pthread_mutex_unlock(&a->lock);
         return;
     }
@@ -126,7 +128,7 @@ static void block_put(asen_allocator *a, void *data, size_t bytes)
         size_t capacity = s->capacity ? 2 * s->capacity : 8;
         void **grown = realloc(s->block, capacity * sizeof *grown);
         if (grown == NULL) {
-            a->backend->memory_free(a->backend->self, data);
+            a->memory->free(a->memory->self, data);
             pthread_mutex_unlock(&a->lock);
             return;
         }
@@ -223,7 +225,7 @@ void asen_memory_reset_peak(asen_device *device)
 void asen_memory_empty_cache(asen_device *device)
 {
     asen_allocator *a = device->allocator;
-    device->backend->synchronize(device->backend->self);
+    device->memory->synchronize(device->memory->self);
     pthread_mutex_lock(&a->lock);
     empty_locked(a);
     pthread_mutex_unlock(&a->lock);

@@ -5,8 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "autograd/tape.h"
-
 const char *asen_dtype_name(asen_dtype dtype)
 {
     static const char *const names[ASEN_DTYPE_COUNT] = {"bool", "uint8", "int32", "int64",
@@ -142,10 +140,22 @@ void asen_tensor_release(asen_tensor *tensor)
 {
     if (tensor == NULL || atomic_fetch_sub(&tensor->refs, 1) != 1)
         return;
-    asen_node *node = tensor->node;
+    asen_history *history = tensor->history;
     asen_storage_release(tensor->storage);
     free(tensor);
-    asen_node_release(node);
+    asen_history_release(history);
+}
+
+asen_history *asen_history_retain(asen_history *history)
+{
+    atomic_fetch_add(&history->refs, 1);
+    return history;
+}
+
+void asen_history_release(asen_history *history)
+{
+    if (history != NULL && atomic_fetch_sub(&history->refs, 1) == 1)
+        history->free(history);
 }
 
 const char *asen_shape_text(int ndim, const int64_t *shape, char *buffer, size_t size)

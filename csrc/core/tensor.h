@@ -18,22 +18,27 @@ struct asen_tensor {
     int64_t shape[ASEN_MAX_DIMS];
     int64_t stride[ASEN_MAX_DIMS]; /* in elements, may be 0 (expanded) */
     int64_t offset;                /* in elements */
-    asen_node *node;               /* owned; NULL: no gradient is wanted */
-    int slot;                      /* which output of the node this is */
+    asen_history *history;         /* owned; NULL: no gradient is wanted */
+    int slot;                      /* which output of the history's op this is */
+};
+
+/* How a tensor came to be, for whoever records that (autograd/tape.h): counted here, known there. */
+struct asen_history {
+    ASEN_ATOMIC(int64_t) refs;
+    void (*free)(asen_history *history); /* the last reference is gone */
 };
 
 /* A new dense tensor, contents undefined. */
 int asen_tensor_new(asen_device *device, asen_dtype dtype, int ndim, const int64_t *shape, asen_tensor **out);
-/* A new dense tensor of one value (rounded to a floating dtype; an error where integers lack it). */
-int asen_tensor_full(asen_device *device, asen_dtype dtype, int ndim, const int64_t *shape, double value,
-                     asen_tensor **out);
 /* A new tensor over `storage` (a reference is taken). Checks that the view lies inside it. */
 int asen_tensor_view(asen_storage *storage, asen_dtype dtype, int ndim, const int64_t *shape, const int64_t *stride,
                      int64_t offset, asen_tensor **out);
-/* A new tensor of the same storage and view, without a node. */
+/* A new tensor of the same storage and view, without a history. */
 int asen_tensor_detach(const asen_tensor *tensor, asen_tensor **out);
 asen_tensor *asen_tensor_retain(asen_tensor *tensor);
 void asen_tensor_release(asen_tensor *tensor); /* NULL is fine */
+asen_history *asen_history_retain(asen_history *history);
+void asen_history_release(asen_history *history); /* NULL is fine */
 
 static inline int64_t asen_shape_count(int ndim, const int64_t *shape)
 {

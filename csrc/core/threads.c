@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#include "ops/backend.h"
+#include "core/threads.h"
 
 static double cgroup_quota(void)
 {

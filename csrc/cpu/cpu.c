@@ -1,10 +1,11 @@
 /* The CPU device: memory, and the order in which kernel paths are asked (ours, oneDNN, reference). */
 #include <math.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
-#include "ops/backend.h"
+#include "cpu/cpu.h"
 
 static _Atomic unsigned paths = ASEN_PATH_ALL;
 static _Atomic uint64_t counts[ASEN_OP_COUNT][3];
@@ -88,8 +89,6 @@ static int dispatch(void *self, const asen_call *call)
     return ASEN_DECLINED;
 }
 
-static bool supports(void *self, asen_op op) { return asen_ref_kernels[op] != NULL; }
-
 static int optim_step(void *self, const asen_optim_call *call)
 {
     int status = ASEN_DECLINED;
@@ -116,26 +115,44 @@ static int unscale(void *self, asen_dtype dtype, int64_t count, void *const *dat
     return ASEN_OK;
 }
 
-const asen_backend asen_cpu_backend = {
+static asen_kernel reference_kernel(asen_op op) { return op < ASEN_OP_COUNT ? asen_ref_kernels[op] : NULL; }
+
+static const asen_backend backend = {
     .abi = ASEN_BACKEND_ABI,
     .op_count = ASEN_OP_COUNT,
     .op_names = "",
     .name = "cpu",
-    .host_memory = true,
-    .memory_alloc = memory_alloc,
-    .memory_free = memory_free,
-    .copy = copy,
-    .fill = fill,
+    .memory = {
+        .host_memory = true,
+        .alloc = memory_alloc,
+        .free = memory_free,
+        .copy = copy,
+        .fill = fill,
+        .synchronize = synchronize,
+    },
     .write_strided = write_strided,
-    .synchronize = synchronize,
     .dispatch = dispatch,
-    .supports = supports,
     .optim_step = optim_step,
     .unscale = unscale,
+    .reference_kernel = reference_kernel,
 };
 
+static int open_status;
+
+static void open_once(void)
+{
+    asen_device *device;
+    open_status = asen_device_add(&backend, &device);
+}
+
+int asen_cpu_open(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, open_once);
+    return open_status == ASEN_OK ? ASEN_OK : asen_fail(open_status, "the CPU device could not be made");
+}
+
 void asen_cpu_set_paths(unsigned mask) { atomic_store(&paths, mask); }
-unsigned asen_cpu_get_paths(void) { return atomic_load(&paths); }
 
 void asen_cpu_get_counts(uint64_t (*out)[3])
 {

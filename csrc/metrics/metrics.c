@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "core/status.h"
+#include "metrics/similarity/block.h"
 
 enum {
     STRIP = 8 * ASEN_SIMILARITY_ROWS, /* queries whose scores one thread holds at a time */

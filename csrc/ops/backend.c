@@ -25,52 +25,53 @@ const char *asen_op_names(void)
         ;
 }
 
-/* With the lock held. */
-static int device_add(const asen_backend *backend, asen_device **out)
+static asen_device *find(const char *name)
 {
+    for (int i = 0; i < device_count; i++)
+        if (strcmp(devices[i].name, name) == 0)
+            return &devices[i];
+    return NULL;
+}
+
+/* With the lock held. */
+static int add(const asen_backend *backend, asen_device **out)
+{
+    if (find(backend->name) != NULL)
+        return asen_fail(ASEN_ERR_VALUE, "a device '%s' is loaded already", backend->name);
     if (device_count == MAX_DEVICES)
         return asen_fail(ASEN_ERR_DEVICE, "at most %d devices", MAX_DEVICES);
     asen_device *d = &devices[device_count];
-    d->allocator = asen_allocator_new(backend);
+    snprintf(d->name, sizeof d->name, "%s", backend->name);
+    d->allocator = asen_allocator_new(&backend->memory, d->name);
     if (d->allocator == NULL)
         return asen_fail(ASEN_ERR_MEMORY, "out of memory");
     d->backend = backend;
-    snprintf(d->name, sizeof d->name, "%s", backend->name);
+    d->memory = &backend->memory;
     device_count++;
     *out = d;
     return ASEN_OK;
 }
 
-int asen_device_get(const char *name, asen_device **out)
+int asen_device_add(const asen_backend *backend, asen_device **out)
 {
-    int status = ASEN_OK;
     *out = NULL;
     pthread_mutex_lock(&lock);
-    if (device_count == 0)
-        status = device_add(&asen_cpu_backend, out);
-    *out = NULL;
-    for (int i = 0; i < device_count && status == ASEN_OK; i++)
-        if (strcmp(devices[i].name, name) == 0)
-            *out = &devices[i];
+    int status = add(backend, out);
     pthread_mutex_unlock(&lock);
-    if (status == ASEN_OK && *out == NULL)
-        status = asen_fail(ASEN_ERR_VALUE, "there is no device '%s' here", name);
     return status;
 }
 
-asen_device *asen_device_cpu(void)
+int asen_device_get(const char *name, asen_device **out)
 {
-    static _Atomic(asen_device *) cpu;
-    asen_device *d = atomic_load(&cpu);
-    if (d == NULL && asen_device_get("cpu", &d) == ASEN_OK)
-        atomic_store(&cpu, d);
-    return d;
+    pthread_mutex_lock(&lock);
+    *out = find(name);
+    pthread_mutex_unlock(&lock);
+    return *out != NULL ? ASEN_OK : asen_fail(ASEN_ERR_VALUE, "there is no device '%s' here", name);
 }
 
-static asen_kernel reference_kernel(asen_op op)
-{
-    return op < ASEN_OP_COUNT ? asen_ref_kernels[op] : NULL;
-}
+asen_device *asen_device_cpu(void) { return &devices[0]; }
+
+static asen_kernel reference_kernel(asen_op op) { return devices[0].backend->reference_kernel(op); }
 
 int asen_plugin_load(const char *path)
 {
@@ -83,13 +84,11 @@ int asen_plugin_load(const char *path)
         .scratch_new = asen_scratch_new,
         .scratch_free = asen_scratch_free,
         .reference_kernel = reference_kernel,
-        .cpu = &asen_cpu_backend,
+        .cpu = devices[0].backend,
     };
     const asen_backend *backend = NULL;
-    asen_device *device, *known;
+    asen_device *device;
 
-    if (asen_device_cpu() == NULL)
-        return ASEN_ERR_MEMORY;
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (library == NULL)
         return asen_fail(ASEN_ERR_DEVICE, "cannot load the plugin: %s", dlerror());
@@ -107,13 +106,7 @@ int asen_plugin_load(const char *path)
         status = asen_fail(ASEN_ERR_DEVICE, "%s was built for another version of the core: build both together", path);
         goto fail;
     }
-    if (asen_device_get(backend->name, &known) == ASEN_OK) {
-        status = asen_fail(ASEN_ERR_VALUE, "a device '%s' is loaded already", backend->name);
-        goto fail;
-    }
-    pthread_mutex_lock(&lock);
-    status = device_add(backend, &device);
-    pthread_mutex_unlock(&lock);
+    status = asen_device_add(backend, &device);
     if (status == ASEN_OK)
         return ASEN_OK;
 fail:

@@ -1,4 +1,4 @@
-/* Ops: what a row of ops.def becomes, and the one function that applies any of them. */
+/* Ops: what a row of ops.def becomes. run.h runs them. */
 #ifndef ASEN_OP_H
 #define ASEN_OP_H
 
@@ -43,10 +43,6 @@ typedef struct asen_spec {
 
 typedef int (*asen_shape_rule)(asen_tensor *const *in, int n_in, const asen_attrs *attrs, asen_spec *out, int *n_out);
 
-/* Gradient rule: from the gradients dy of the outputs (NULL: zero) to those of the inputs, new
- * references in dx, only where node->needs[i] says so. Built from ops. */
-typedef int (*asen_grad_rule)(const asen_node *node, asen_tensor *const *dy, asen_tensor **dx);
-
 typedef struct asen_op_info {
     const char *name;
     const char *inputs;  /* "x w bias?" ; "x*" for any number */
@@ -57,26 +53,11 @@ typedef struct asen_op_info {
     const char *doc;
     unsigned flags;
     asen_shape_rule shape;
-    asen_grad_rule grad; /* NULL: not differentiable */
 } asen_op_info;
 
 enum { ASEN_DENSE = 1, ASEN_STRIDED = 2, ASEN_IS_VIEW = 4 };
 
 const asen_op_info *asen_op_get(asen_op op);
-
-/* Applies an op: checks, lays inputs out as the row wants, allocates outputs, dispatches, and
- * records on the tape if that is on and an input wants a gradient. `attrs` may be NULL where the
- * row has none. On success out[0 .. *n_out) hold new references. */
-int asen_op_apply(asen_op op, asen_tensor *const *in, int n_in, const asen_attrs *attrs,
-                  asen_tensor *out[ASEN_MAX_OUT], int *n_out);
-
-/* The same for ops of one output: a new reference or NULL (then *status holds the error). */
-int asen_op_apply1(asen_op op, asen_tensor *const *in, int n_in, const asen_attrs *attrs, asen_tensor **out);
-
-/* Copies `source` (any layout, dtype and device) into `target` in place. */
-int asen_tensor_copy_into(asen_tensor *target, asen_tensor *source);
-/* A new dense tensor of the same values (or the same tensor retained, where it is dense already). */
-int asen_tensor_to_dense(asen_tensor *tensor, asen_tensor **out);
 
 ASEN_C_END
 

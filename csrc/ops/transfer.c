@@ -1,9 +1,11 @@
 /* Moving values: copying into a tensor in place, between devices, and filling. */
+#include "ops/transfer.h"
+
 #include <string.h>
 
-#include "ops/backend.h"
 #include "core/half.h"
-#include "autograd/tape.h"
+#include "ops/backend.h"
+#include "ops/run.h"
 
 /* One element of `value`, rounded to the dtype, as bytes. */
 static void encode(asen_dtype dtype, double value, void *out)
@@ -34,7 +36,7 @@ static bool fits(asen_dtype dtype, double value)
 int asen_tensor_full(asen_device *device, asen_dtype dtype, int ndim, const int64_t *shape, double value,
                      asen_tensor **out)
 {
-    const asen_backend *b = device->backend;
+    const asen_memory *m = device->memory;
     *out = NULL;
     if (!fits(dtype, value))
         return asen_fail(ASEN_ERR_VALUE, "%.17g is not a value of %s", value, asen_dtype_name(dtype));
@@ -43,12 +45,22 @@ int asen_tensor_full(asen_device *device, asen_dtype dtype, int ndim, const int6
         return status;
     uint64_t element = 0;
     encode(dtype, value, &element);
-    status = b->fill(b->self, asen_tensor_data(*out), &element, asen_dtype_size(dtype), asen_tensor_count(*out));
+    status = m->fill(m->self, asen_tensor_data(*out), &element, asen_dtype_size(dtype), asen_tensor_count(*out));
     if (status != ASEN_OK) {
         asen_tensor_release(*out);
         *out = NULL;
     }
     return status;
+}
+
+int asen_tensor_to_dense(asen_tensor *tensor, asen_tensor **out)
+{
+    if (asen_tensor_is_dense(tensor)) {
+        *out = asen_tensor_retain(tensor);
+        return ASEN_OK;
+    }
+    asen_attrs attrs = {.copy = {.dtype = tensor->dtype}};
+    return asen_op_run1(ASEN_OP_copy, &tensor, 1, &attrs, out);
 }
 
 /* Dense, of the target's dtype and shape, on the source's device. */
@@ -63,11 +75,11 @@ static int prepare(asen_tensor *target, asen_tensor *source, asen_tensor **out)
     if (asen_tensor_same_shape(target, source))
         wide = asen_tensor_retain(source);
     else
-        status = asen_op_apply1(ASEN_OP_expand, &source, 1, &expand, &wide);
+        status = asen_op_run1(ASEN_OP_expand, &source, 1, &expand, &wide);
     if (status == ASEN_OK && wide->dtype == target->dtype)
         status = asen_tensor_to_dense(wide, out);
     else if (status == ASEN_OK)
-        status = asen_op_apply1(ASEN_OP_copy, &wide, 1, &copy, out);
+        status = asen_op_run1(ASEN_OP_copy, &wide, 1, &copy, out);
     asen_tensor_release(wide);
     return status;
 }
@@ -76,7 +88,6 @@ int asen_tensor_copy_into(asen_tensor *target, asen_tensor *source)
 {
     asen_device *to = target->storage->device, *from = source->storage->device;
     asen_tensor *dense = NULL, *moved = NULL;
-    bool recording = asen_grad_set_enabled(false);
     int status = prepare(target, source, &dense);
     if (status != ASEN_OK)
         goto done;
@@ -94,7 +105,7 @@ int asen_tensor_copy_into(asen_tensor *target, asen_tensor *source)
         }
         if (dense->storage == target->storage) { /* they may overlap */
             asen_attrs same = {.copy = {.dtype = dense->dtype}};
-            status = asen_op_apply1(ASEN_OP_copy, &dense, 1, &same, &moved);
+            status = asen_op_run1(ASEN_OP_copy, &dense, 1, &same, &moved);
             if (status != ASEN_OK)
                 goto done;
             asen_tensor_release(dense);
@@ -104,14 +115,14 @@ int asen_tensor_copy_into(asen_tensor *target, asen_tensor *source)
         status = to->backend->write_strided == NULL
                      ? asen_fail(ASEN_ERR_UNSUPPORTED, "cannot write into a strided view on %s", to->name)
                      : to->backend->write_strided(to->backend->self, target, dense);
-    } else if (to == from || (to->backend->host_memory && from->backend->host_memory)) {
-        status = to->backend->copy(to->backend->self, asen_tensor_data(target), asen_tensor_data(dense), bytes,
+    } else if (to == from || (to->memory->host_memory && from->memory->host_memory)) {
+        status = to->memory->copy(to->memory->self, asen_tensor_data(target), asen_tensor_data(dense), bytes,
                                    ASEN_DEVICE_TO_DEVICE);
-    } else if (from->backend->host_memory) {
-        status = to->backend->copy(to->backend->self, asen_tensor_data(target), asen_tensor_data(dense), bytes,
+    } else if (from->memory->host_memory) {
+        status = to->memory->copy(to->memory->self, asen_tensor_data(target), asen_tensor_data(dense), bytes,
                                    ASEN_HOST_TO_DEVICE);
-    } else if (to->backend->host_memory) {
-        status = from->backend->copy(from->backend->self, asen_tensor_data(target), asen_tensor_data(dense), bytes,
+    } else if (to->memory->host_memory) {
+        status = from->memory->copy(from->memory->self, asen_tensor_data(target), asen_tensor_data(dense), bytes,
                                      ASEN_DEVICE_TO_HOST);
     } else { /* between two devices: through the host */
         status = asen_tensor_new(asen_device_cpu(), target->dtype, target->ndim, target->shape, &moved);
@@ -124,6 +135,5 @@ int asen_tensor_copy_into(asen_tensor *target, asen_tensor *source)
 done:
     asen_tensor_release(dense);
     asen_tensor_release(moved);
-    asen_grad_set_enabled(recording);
     return status;
 }

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "ops/run.h"
+
 /* Strides with which `x` reads as `shape` without moving an element; false where there are none.
  * Both shapes are cut into runs of equal element counts; a run of x must step evenly. */
 static bool reshape_strides(const asen_tensor *x, const asen_list *shape, int64_t *stride)
@@ -71,7 +73,7 @@ static int view_reshape(asen_tensor *x, const asen_attrs *attrs, asen_tensor **o
     asen_attrs copy = {.copy = {.dtype = x->dtype}};
     int status = asen_tensor_view(x->storage, x->dtype, ndim, wide_shape, wide_stride, x->offset, &wide);
     if (status == ASEN_OK)
-        status = asen_op_apply1(ASEN_OP_copy, &wide, 1, &copy, &flat);
+        status = asen_op_run1(ASEN_OP_copy, &wide, 1, &copy, &flat);
     if (status == ASEN_OK) {
         int64_t step = 1;
         for (int d = (int)shape->count - 1; d >= 0; d--) {
@@ -115,7 +117,7 @@ static int view_expand(asen_tensor *x, const asen_attrs *attrs, asen_tensor **ou
     return asen_tensor_view(x->storage, x->dtype, (int)shape->count, shape->item, stride, x->offset, out);
 }
 
-int asen_view_apply(asen_op op, asen_tensor *x, const asen_attrs *attrs, asen_tensor **out)
+int asen_view_make(asen_op op, asen_tensor *x, const asen_attrs *attrs, asen_tensor **out)
 {
     switch (op) {
 #define OP(...)

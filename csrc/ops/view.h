@@ -4,6 +4,6 @@
 
 #include "ops/op.h"
 
-int asen_view_apply(asen_op op, asen_tensor *x, const asen_attrs *attrs, asen_tensor **out);
+int asen_view_make(asen_op op, asen_tensor *x, const asen_attrs *attrs, asen_tensor **out);
 
 #endif

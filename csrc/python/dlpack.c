@@ -49,11 +49,11 @@ static void capsule_delete(PyObject *capsule)
 PyObject *asen_py_dlpack(PyObject *self)
 {
     asen_tensor *t = ((asen_py_tensor *)self)->tensor, *detached;
-    if (t->node != NULL) {
+    if (asen_tensor_node(t) != NULL) {
         PyErr_SetString(PyExc_BufferError, "DLPack: a tensor that requires a gradient: call detach() first");
         return NULL;
     }
-    if (!t->storage->device->backend->host_memory) {
+    if (!t->storage->device->memory->host_memory) {
         PyErr_SetString(PyExc_BufferError, "DLPack: only tensors on the CPU can be exported");
         return NULL;
     }

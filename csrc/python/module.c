@@ -2,6 +2,8 @@
  * status codes to exceptions. What the module offers is added by the rooms in python/module.h. */
 #include "python/module.h"
 
+#include "cpu/cpu.h"
+
 PyObject *asen_py_raise(int status)
 {
     PyObject *type = PyExc_RuntimeError;
@@ -25,6 +27,11 @@ PyObject *asen_py_raise(int status)
 
 static int module_exec(PyObject *module)
 {
+    int status = asen_cpu_open();
+    if (status != ASEN_OK) {
+        asen_py_raise(status);
+        return -1;
+    }
 #define ROOM(name)                        \
     if (asen_py_add_##name(module) < 0)   \
         return -1;

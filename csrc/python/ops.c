@@ -4,8 +4,9 @@
  * A call takes the row's tensors first, then its attributes, by position or by name; numbers
  * stand for 0-d tensors of the first tensor's dtype; a list attribute that comes last swallows
  * the remaining integers (`x.reshape(2, 3)`); "dim" is accepted for "dims". */
-#include "python/tensor.h"
+#include "autograd/rules.h"
 #include "ops/schema.h"
+#include "python/tensor.h"
 
 enum { MAX_TENSORS = 1024 };
 
@@ -433,7 +434,7 @@ static PyObject *op_specs(PyObject *module, PyObject *unused)
         PyObject *row = Py_BuildValue(
             "{s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:O,s:O}", "name", info->name, "inputs", info->inputs, "outputs",
             info->outputs, "attrs", info->attrs, "saves", info->saves, "samples", info->samples, "doc", info->doc,
-            "differentiable", info->grad ? Py_True : Py_False, "view", info->flags & ASEN_IS_VIEW ? Py_True : Py_False);
+            "differentiable", asen_grad_rules[op] ? Py_True : Py_False, "view", info->flags & ASEN_IS_VIEW ? Py_True : Py_False);
         if (row == NULL || PyList_Append(list, row) < 0)
             Py_CLEAR(list);
         Py_XDECREF(row);

@@ -1,5 +1,7 @@
 /* The runtime as Python sees it: gradient mode, threads, memory, devices, dispatch counts, and
  * optimizer steps. */
+#include "core/threads.h"
+#include "cpu/cpu.h"
 #include "python/tensor.h"
 
 static PyObject *set_grad_enabled(PyObject *module, PyObject *on)
@@ -95,7 +97,7 @@ static PyObject *synchronize(PyObject *module, PyObject *args)
     if (device == NULL)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    status = device->backend->synchronize(device->backend->self);
+    status = device->memory->synchronize(device->memory->self);
     Py_END_ALLOW_THREADS
     if (status != ASEN_OK)
         return asen_py_raise(status);
@@ -311,9 +313,9 @@ static PyObject *memory_info(PyObject *module, PyObject *args)
     asen_device *device = device_arg(args);
     if (device == NULL)
         return NULL;
-    if (device->backend->memory_info == NULL)
+    if (device->memory->info == NULL)
         Py_RETURN_NONE;
-    int status = device->backend->memory_info(device->backend->self, &available, &total);
+    int status = device->memory->info(device->memory->self, &available, &total);
     return status == ASEN_OK ? Py_BuildValue("(KK)", (unsigned long long)available, (unsigned long long)total)
                              : asen_py_raise(status);
 }

@@ -124,10 +124,10 @@ static PyObject *get_device(PyObject *self, void *closure)
 {
     return PyUnicode_FromString(self_tensor(self)->storage->device->name);
 }
-static PyObject *get_requires_grad(PyObject *self, void *closure) { return PyBool_FromLong(self_tensor(self)->node != NULL); }
+static PyObject *get_requires_grad(PyObject *self, void *closure) { return PyBool_FromLong(asen_tensor_node(self_tensor(self)) != NULL); }
 static PyObject *get_is_leaf(PyObject *self, void *closure)
 {
-    asen_node *node = self_tensor(self)->node;
+    asen_node *node = asen_tensor_node(self_tensor(self));
     return PyBool_FromLong(node == NULL || node->leaf);
 }
 
@@ -147,7 +147,7 @@ static int set_requires_grad(PyObject *self, PyObject *value, void *closure)
 
 static PyObject *get_grad(PyObject *self, void *closure)
 {
-    asen_node *node = self_tensor(self)->node;
+    asen_node *node = asen_tensor_node(self_tensor(self));
     asen_py_state *state = asen_py_state_of_tensor(self);
     asen_tensor *grad = state == NULL || node == NULL || !node->leaf ? NULL : asen_tape_grad_get(node);
     if (state == NULL)
@@ -165,7 +165,7 @@ static int set_grad(PyObject *self, PyObject *value, void *closure)
         asen_tensor *given = state == NULL ? NULL : asen_py_unwrap(state, value, "grad");
         if (given == NULL)
             return -1;
-        if (tensor->node == NULL || !tensor->node->leaf || !asen_tensor_same_shape(given, tensor) ||
+        if (asen_tensor_node(tensor) == NULL || !asen_tensor_node(tensor)->leaf || !asen_tensor_same_shape(given, tensor) ||
             given->dtype != tensor->dtype) {
             PyErr_SetString(PyExc_ValueError, "grad: a leaf that requires a gradient takes one of its shape and dtype");
             return -1;
@@ -176,8 +176,8 @@ static int set_grad(PyObject *self, PyObject *value, void *closure)
             return -1;
         }
     }
-    if (tensor->node != NULL && tensor->node->leaf)
-        asen_tape_grad_set(tensor->node, grad);
+    if (asen_tensor_node(tensor) != NULL && asen_tensor_node(tensor)->leaf)
+        asen_tape_grad_set(asen_tensor_node(tensor), grad);
     return 0;
 }
 
@@ -200,7 +200,7 @@ static PyObject *to_host(PyObject *self)
     asen_tensor *tensor = self_tensor(self), *host;
     if (state == NULL)
         return NULL;
-    if (tensor->storage->device->backend->host_memory)
+    if (tensor->storage->device->memory->host_memory)
         return Py_NewRef(self);
     int status = asen_tensor_new(asen_device_cpu(), tensor->dtype, tensor->ndim, tensor->shape, &host);
     if (status != ASEN_OK)
@@ -217,7 +217,7 @@ static PyObject *to_host(PyObject *self)
 
 static PyObject *method_numpy(PyObject *self, PyObject *unused)
 {
-    if (self_tensor(self)->node != NULL) {
+    if (asen_tensor_node(self_tensor(self)) != NULL) {
         PyErr_SetString(PyExc_RuntimeError, "numpy() of a tensor that requires a gradient: call detach() first");
         return NULL;
     }
@@ -469,7 +469,7 @@ static PyObject *method_dlpack(PyObject *self, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_BufferError, "DLPack: only the CPU, device (1, 0), is offered");
         return NULL;
     }
-    if (copy != Py_True || self_tensor(self)->node != NULL) /* a gradient is refused there */
+    if (copy != Py_True || asen_tensor_node(self_tensor(self)) != NULL) /* a gradient is refused there */
         return asen_py_dlpack(self);
     PyObject *clone = method_clone(self, NULL), *capsule = clone == NULL ? NULL : asen_py_dlpack(clone);
     Py_XDECREF(clone);
@@ -477,7 +477,7 @@ static PyObject *method_dlpack(PyObject *self, PyObject *args, PyObject *kwargs)
 }
 static PyObject *method_dlpack_device(PyObject *self, PyObject *unused)
 {
-    if (!self_tensor(self)->storage->device->backend->host_memory) {
+    if (!self_tensor(self)->storage->device->memory->host_memory) {
         PyErr_SetString(PyExc_BufferError, "DLPack: only tensors on the CPU can be exported");
         return NULL;
     }
@@ -598,7 +598,7 @@ static PyObject *get_row(PyObject *self, Py_ssize_t i) /* iteration */
 static PyObject *repr(PyObject *self)
 {
     asen_tensor *t = self_tensor(self);
-    const char *grad = t->node == NULL ? "" : t->node->leaf ? ", requires_grad=True" : ", grad_fn";
+    const char *grad = asen_tensor_node(t) == NULL ? "" : asen_tensor_node(t)->leaf ? ", requires_grad=True" : ", grad_fn";
     PyObject *host = to_host(self), *array = NULL, *text = NULL, *result = NULL;
     if (host != NULL && t->dtype != ASEN_F16 && t->dtype != ASEN_BF16)
         array = asen_py_to_numpy(host);

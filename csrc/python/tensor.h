@@ -2,9 +2,11 @@
 #ifndef ASEN_PY_TENSOR_H
 #define ASEN_PY_TENSOR_H
 
-#include "ops/backend.h"
-#include "python/module.h"
+#include "autograd/record.h"
 #include "autograd/tape.h"
+#include "ops/backend.h"
+#include "ops/transfer.h"
+#include "python/module.h"
 
 typedef struct {
     PyObject_HEAD

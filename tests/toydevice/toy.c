@@ -147,11 +147,11 @@ static int fill(void *self, void *target, const void *value, size_t size, int64_
 }
 
 /* tanh has no kernel here, so that a test can see how that is said. */
-static bool supports(void *self, asen_op op) { return op != ASEN_OP_tanh && host.reference_kernel(op) != NULL; }
+static bool supports(asen_op op) { return op != ASEN_OP_tanh && host.reference_kernel(op) != NULL; }
 
 static int dispatch(void *self, const asen_call *call)
 {
-    if (!supports(self, call->op) || call->n_in > MAX_IN)
+    if (!supports(call->op) || call->n_in > MAX_IN)
         return ASEN_DECLINED;
     task *t = enqueue(KERNEL);
     if (t == NULL)
@@ -168,7 +168,7 @@ static int dispatch(void *self, const asen_call *call)
         memcpy(&t->tensor[i], from, sizeof *from);
         memcpy(&t->storage[i], from->storage, sizeof t->storage[i]);
         t->tensor[i].storage = &t->storage[i];
-        t->tensor[i].node = NULL;
+        t->tensor[i].history = NULL;
         t->pointer[i] = &t->tensor[i];
     }
     return ASEN_OK;
@@ -199,13 +199,14 @@ static int optim_step(void *self, const asen_optim_call *call)
 
 static asen_backend backend = {
     .name = "toy",
-    .memory_alloc = memory_alloc,
-    .memory_free = memory_free,
-    .copy = copy,
-    .fill = fill,
-    .synchronize = synchronize,
+    .memory = {
+        .alloc = memory_alloc,
+        .free = memory_free,
+        .copy = copy,
+        .fill = fill,
+        .synchronize = synchronize,
+    },
     .dispatch = dispatch,
-    .supports = supports,
     .optim_step = optim_step,
 };
 

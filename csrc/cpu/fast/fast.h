@@ -15,7 +15,8 @@
 #include <math.h>
 #include <string.h>
 
-#include "ops/backend.h"
+#include "core/threads.h"
+#include "cpu/cpu.h"
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__gnu_linux__)
 #if __GNUC__ >= 12

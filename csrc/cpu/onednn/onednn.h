@@ -12,7 +12,8 @@
 #ifndef ASEN_CPU_ONEDNN_H
 #define ASEN_CPU_ONEDNN_H
 
-#include "ops/backend.h"
+#include "core/threads.h"
+#include "cpu/cpu.h"
 
 #ifdef ASEN_ONEDNN
 #include <dnnl.h>

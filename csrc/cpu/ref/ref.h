@@ -9,7 +9,7 @@
 
 #include <string.h>
 
-#include "ops/backend.h"
+#include "cpu/cpu.h"
 
 /* int ref_<op>(const asen_call *call) for every row. */
 #define OP(name, ...) int ref_##name(const asen_call *call);

@@ -2,10 +2,13 @@
  *
  * A rule reads node->attrs (normalised), node->meta (shapes of inputs) and the tensors that its
  * row saves; it fills dx[i] with new references only where node->needs[i]. dy[k] may be NULL (that
- * output got no gradient), not all of them. Recording is off. On an error the caller releases what
+ * output got no gradient), not all of them. Nothing that a rule runs is recorded. On an error the caller releases what
  * dx holds; a rule releases its own temporaries at `done`, on every path. */
+#include "autograd/rules.h"
+
+#include "ops/run.h"
 #include "ops/shape.h"
-#include "autograd/tape.h"
+#include "ops/transfer.h"
 
 #define RULE(name) int grad_##name(const asen_node *node, asen_tensor *const *dy, asen_tensor **dx)
 #define X (node->saved_in)
@@ -13,7 +16,7 @@
 
 /* An op of one output on the tensors given; its attributes are the union's member of its name. */
 #define APPLY(out, op, attrs, ...)                                                                                     \
-    asen_op_apply1(ASEN_OP_##op, (asen_tensor *[]){__VA_ARGS__}, (int)(sizeof((asen_tensor *[]){__VA_ARGS__}) / sizeof(asen_tensor *)), \
+    asen_op_run1(ASEN_OP_##op, (asen_tensor *[]){__VA_ARGS__}, (int)(sizeof((asen_tensor *[]){__VA_ARGS__}) / sizeof(asen_tensor *)), \
                    attrs, out)
 #define ATTRS(op, ...) &(asen_attrs){.op = {__VA_ARGS__}}
 #define TRY(call)                                                                                                      \
@@ -395,7 +398,7 @@ RULE(batch_norm)
     if (status == ASEN_OK && (node->needs[3] || node->needs[4]))
         status = asen_fail(ASEN_ERR_UNSUPPORTED, "running_mean and running_var have no gradient");
     if (status == ASEN_OK)
-        status = asen_op_apply(ASEN_OP_batch_norm_grad, in, 6,
+        status = asen_op_run(ASEN_OP_batch_norm_grad, in, 6,
                                ATTRS(batch_norm_grad, .training = node->attrs.batch_norm.training,
                                      .groups = node->attrs.batch_norm.groups, .relu = node->attrs.batch_norm.relu,
                                      .residual = residual),
@@ -453,7 +456,7 @@ RULE(cosine_similarity)
     int status = only_first(node, dy, 1), count = 0;
     asen_tensor *result[ASEN_MAX_OUT] = {NULL}, *in[] = {dy[0], X[0], X[1], Y[0], Y[1], Y[2]};
     if (status == ASEN_OK)
-        status = asen_op_apply(ASEN_OP_cosine_similarity_grad, in, 6, &node->attrs, result, &count);
+        status = asen_op_run(ASEN_OP_cosine_similarity_grad, in, 6, &node->attrs, result, &count);
     if (status == ASEN_OK)
         hand_out(node, result, count, (const int[]){0, 1}, dx);
     return status;
@@ -475,7 +478,7 @@ RULE(spatial_attention)
         status = asen_tensor_full(node->device, x->dtype, 2, x->shape, 0, &dv);
     asen_tensor *in[] = {dv, dy[1], X[0], X[2], Y[1], Y[2]};
     if (status == ASEN_OK)
-        status = asen_op_apply(ASEN_OP_spatial_attention_grad, in, 6, NULL, result, &count);
+        status = asen_op_run(ASEN_OP_spatial_attention_grad, in, 6, NULL, result, &count);
     if (status == ASEN_OK)
         hand_out(node, result, count, (const int[]){0, 1, 2}, dx);
     asen_tensor_release(dv);
@@ -519,3 +522,15 @@ RULE(expand)
 {
     return asen_grad_reduce_to(node, 0, dy[0], &dx[0]);
 }
+
+/* ---- the table ---- */
+
+const asen_grad_rule asen_grad_rules[ASEN_OP_COUNT] = {
+#define NONE NULL
+#define OP(name, inputs, outputs, attrs, saves, flags, grad, ...) [ASEN_OP_##name] = grad,
+#define VIEW(name, inputs, outputs, attrs, grad, ...) [ASEN_OP_##name] = grad,
+#include "ops/ops.def"
+#undef OP
+#undef VIEW
+#undef NONE
+};

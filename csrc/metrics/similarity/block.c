@@ -7,7 +7,7 @@
  * so its bits do not depend on which panel or lane it falls into. */
 #include <string.h>
 
-#include "metrics/metrics.h"
+#include "metrics/similarity/block.h"
 
 enum { ROWS = ASEN_SIMILARITY_ROWS, COLS = ASEN_SIMILARITY_COLS, DEPTH = ASEN_SIMILARITY_DEPTH };
 
@@ -34,14 +34,14 @@ void asen_similarity_pack(const float *vectors, size_t count, size_t dim, size_t
 #define LANES 16
 #define TILE_ROWS 12
 #define TILE_VECS 2
-#include "cpu/fast/similarity.inc"
+#include "metrics/similarity/block.inc"
 
 #define NAME(x) x##_avx2
 #define TARGET __attribute__((target("avx2,fma")))
 #define LANES 8
 #define TILE_ROWS 6
 #define TILE_VECS 2
-#include "cpu/fast/similarity.inc"
+#include "metrics/similarity/block.inc"
 #endif
 
 /* 16 registers of four floats on x86-64, 32 on aarch64. */
@@ -54,7 +54,7 @@ void asen_similarity_pack(const float *vectors, size_t count, size_t dim, size_t
 #define TILE_ROWS 6
 #endif
 #define TILE_VECS 2
-#include "cpu/fast/similarity.inc"
+#include "metrics/similarity/block.inc"
 
 void asen_similarity_block(const float *queries, size_t rows, const float *candidates, size_t cols,
                            size_t dim, float *scores)

@@ -1,6 +1,6 @@
-/* The gradient rules (grad.c), declared from the rows of ops.def. */
-#ifndef ASEN_GRAD_H
-#define ASEN_GRAD_H
+/* The gradient rules (rules.c), declared from the rows of ops.def. */
+#ifndef ASEN_RULES_H
+#define ASEN_RULES_H
 
 #include "autograd/tape.h"
 
@@ -14,5 +14,8 @@
 #undef OP
 #undef VIEW
 #undef NONE
+
+/* By op; NULL: not differentiable. */
+extern const asen_grad_rule asen_grad_rules[ASEN_OP_COUNT];
 
 #endif

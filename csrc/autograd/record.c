@@ -1,0 +1,47 @@
+/* Running and recording: see record.h. */
+#include "autograd/record.h"
+
+#include "autograd/tape.h"
+#include "ops/run.h"
+#include "ops/schema.h"
+
+int asen_op_apply(asen_op op, asen_tensor *const *in, int n_in, const asen_attrs *attrs,
+                  asen_tensor *out[ASEN_MAX_OUT], int *n_out)
+{
+    asen_tensor *few[ASEN_FEW_INPUTS], **used = asen_inputs_new(few, n_in);
+    asen_attrs own;
+    if (used == NULL)
+        return asen_fail(ASEN_ERR_MEMORY, "out of memory");
+    if (attrs != NULL)
+        own = *attrs;
+    else
+        asen_schema_defaults(op, &own);
+    int status = asen_op_run_used(op, in, n_in, &own, used, out, n_out);
+    if (status == ASEN_OK) {
+        status = asen_tape_record(op, in, used, n_in, &own, out, *n_out);
+        if (status != ASEN_OK) {
+            asen_fail_prefix("%s", asen_op_get(op)->name);
+            for (int k = 0; k < *n_out; k++) {
+                asen_tensor_release(out[k]);
+                out[k] = NULL;
+            }
+            *n_out = 0;
+        }
+    }
+    asen_inputs_free(used, few, n_in);
+    return status;
+}
+
+int asen_op_apply1(asen_op op, asen_tensor *const *in, int n_in, const asen_attrs *attrs, asen_tensor **out)
+{
+    asen_tensor *all[ASEN_MAX_OUT];
+    int n_out;
+    *out = NULL;
+    int status = asen_op_apply(op, in, n_in, attrs, all, &n_out);
+    if (status != ASEN_OK)
+        return status;
+    *out = all[0];
+    for (int k = 1; k < n_out; k++)
+        asen_tensor_release(all[k]);
+    return ASEN_OK;
+}
