@@ -27,7 +27,8 @@ import parity_kit as kit  # noqa: E402
 import parity_torch  # noqa: E402
 from asenpp import models  # noqa: E402
 from test_op_parity import pytorchs  # noqa: E402
-from test_ops import SPECS, Sample, cotangents, rounded  # noqa: E402
+from op_samples import Sample  # noqa: E402
+from test_ops import SPECS, cotangents, rounded  # noqa: E402
 
 
 def ops():

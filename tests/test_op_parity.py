@@ -1,6 +1,6 @@
 """Every op of csrc/ops/ops.def against PyTorch: outputs, what a call changes in place, and gradients.
 
-The samples are those of test_ops.py: the row's own, those with attributes away from their defaults
+The samples are those of op_samples.py: the usual forms, those with attributes away from their defaults
 (strides, paddings, dilations, odd sizes, a batch of one, batch norm in groups), and large ones. PyTorch
 computes in float64 (op_reference_torch.py). Ours does so on the reference kernels, to 1e-10, and in
 float32 on the kernels that ship, to a few roundings.

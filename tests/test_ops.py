@@ -1,4 +1,5 @@
-"""Every op of csrc/ops/ops.def, through `op_specs()`: the rows say what is tested, so a new row is tested.
+"""Every op of csrc/ops/ops.def, through `op_specs()` and the samples of tests/op_samples.py: a row without
+samples fails.
 
 For each sample of each row: gradients by central differences in float64 on the reference path, the
 fast and the oneDNN kernels in float32 against the reference in float64, memory, layouts, and errors.
@@ -6,143 +7,15 @@ test_op_parity.py holds the same samples to PyTorch.
 """
 
 import itertools
-import re
 import zlib
 
 import numpy as np
 import pytest
 
 from asenpp import _asen
+from op_samples import COVERED_BY, LARGE, SAMPLES as SAMPLE_TEXTS, Sample, large_samples_of, samples_of
 
 SPECS = {spec["name"]: spec for spec in _asen.op_specs()}
-
-# Rows without samples, and the differentiable row through whose gradient they are tested.
-COVERED_BY = {
-    "max_pool2d_grad": "max_pool2d",
-    "batch_norm_grad": "batch_norm",
-    "cosine_similarity_grad": "cosine_similarity",
-    "normalize_grad": "normalize",
-    "spatial_attention_grad": "spatial_attention",
-    "arc_margin_grad": "arc_margin",
-}
-
-# Outputs through which gradients flow, where that is more than the first.
-DIFFERENTIABLE_OUTPUTS = {"spatial_attention": (0, 1)}
-
-# Samples beyond those of ops.def: attributes away from their defaults (each must reach the kernel),
-# and shapes that models use or that fill no vector.
-MORE = {
-    "add": "a[1,1,1,1] b[2,3,2,2] | a[2,64,3,3] b[64,1,1] | a[0,3] b[3] | a[2,1,3,1,2] b[4,1,5,1]",
-    "mul": "a[2,3,4,4] b[2,1,4,4] | a[] b[]",
-    "sum": "x[2,3,4,5] dims=-1,1 keepdim=1 | x[] | x[2,65,3,3] dims=0,2,3 | x[3,2,1,2,2] dims=1,3",
-    "mean": "x[2,256,3,3] dims=2,3 | x[7] dims=0 keepdim=1",
-    "max": "x[2,3,4,5]d dims=1,3 | x[4]d dims=0",
-    "matmul": "a[1,1] b[1,1] | a[65,7] b[7,33] | a[3,2,4] b[3,2,5] trans_a=1 | a[2,4,3] b[2,5,4] trans_a=1 trans_b=1",
-    "linear": "x[1,65] w[3,65] bias[3] | x[5,64] w[64,64]",
-    "softmax": "x[2,3,4,5] dim=3 | x[2,3,4,5] dim=0 | x[3,65]",
-    "log_softmax": "x[2,3,4,5] dim=1 | x[2,3,4,5] dim=-1",
-    "conv2d": "x[1,3,7,9] w[4,3,3,5] stride=2,1 padding=1,2 dilation=1,2 bias[4] | x[1,64,5,5] w[3,64,3,3] padding=1 "
-              "| x[2,65,3,3] w[2,65,1,1] bias[2] | x[3,1,4,4] w[2,1,4,4] | x[2,4,9,9] w[4,2,3,3] groups=2 dilation=2 stride=2 padding=2",
-    "conv2d_grad_input": "dy[1,3,4,2] w[3,2,3,3] stride=2,3 padding=1,0 dilation=1,2 size=7,9",
-    "conv2d_grad_weight": "dy[1,3,4,2] x[1,2,7,9] stride=2,3 padding=1,0 dilation=1,2 size=3,3",
-    "conv2d_fused": "x[2,4,7,7] w[6,2,3,3] bias[6] groups=2 stride=2 padding=2 dilation=2 relu=1 | x[1,2,5,5] w[3,2,3,3] stride=1,2",
-    "max_pool2d": "x[1,3,9,5]d kernel_size=3,2 stride=1,2 padding=1,0 | x[2,64,5,5]d kernel_size=3 stride=2 padding=1",
-    "batch_norm": "x[4,3,2,2] weight[3] bias[3] running_mean[3] running_var[3]p momentum=0.3 eps=1e-3 "
-                  "| x[3,65,3,3] weight[65] bias[65] running_mean[65] running_var[65]p groups=3 relu=1 "
-                  "| x[1,64,3,3] weight[64] bias[64] running_mean[64] running_var[64]p "
-                  "| x[6,64,1,3] weight[64] bias[64] running_mean[64] running_var[64]p residual[6,64,1,3] groups=3 relu=1 "
-                  "| x[2,2,3,3] weight[2] bias[2] running_mean[2] running_var[2]p residual[2,2,3,3] "
-                  "| x[4,3,2,2] weight[3] bias[3] running_mean[3] running_var[3]p training=0 groups=3 eps=0.1",
-    "cat": "x[2,3] x[0,3] x[2,3] | x[1,2,3,3] x[1,65,3,3] x[1,1,3,3] dim=1 | x[2,3,4,4] x[2,3,1,4] dim=-2 | x[3]",
-    "slice_grad": "dy[1,2,2,2] shape=2,3,4,4 start=1,1,0,1 step=1,1,2,2",
-    "embedding": "weight[4,3] index[]i4 | weight[4,3] index[2,3,2]i4 | weight[4,3] index[2,2,3,2]i4",
-    "embedding_grad": "dy[2,3,2,3] index[2,3,2]i4 rows=4 | dy[2,3] index[2]i2 rows=6",
-    "dropout": "x[2,3] p=0 seed=1 | x[5,5] p=0.6 seed=12345678901 offset=3 | x[2,5,3,3] p=0.4 seed=2 offset=1",
-    "cosine_similarity": "a[2,3]z b[2,3] | a[3,65] b[3,65] eps=2 | a[2,4] b[2,4] eps=30",
-    "normalize": "x[2,3]z | x[3,65] eps=1e-3 | x[3,4] eps=30",
-    "spatial_attention": "x[1,65,3,3] z[1,17,3,3] q[1,17] | x[3,2,1,5] z[3,1,1,5] q[3,1]",
-    "arc_margin": "cosine[6,5]u target[6]i5 s=3 m=0.2",
-    "reshape": "x[2,3,4,5] shape=5,4,3,2 | x[6] shape=1,2,1,3 | x[2,3,4] shape=-1 | x[0,3] shape=3,0 | x[1,3,2,2] shape=1,12",
-    "permute": "x[2,3,4,5] dims=3,-2,0,1",
-    "slice": "x[4,5] start=-3 stop=-1 | x[2,3,4,5] start=0,1,0,1 stop=2,3,4,4 step=1,1,2,3 | x[3,4] start=2 stop=1",
-    "expand": "x[1,3,1,1] shape=2,3,2,2 | x[2,1] shape=-1,3 | x[3] shape=2,2,2,3",
-    "pow": "x[3,4]p exponent=0 | x[3,4] exponent=1 | x[3]p exponent=-1.5",
-    "copy": "x[] dtype=float64 | x[3,4] dtype=float32",
-    "clamp_grad": "dy[3,4] x[3,4] max=0.1",
-    "max_grad": "dy[2,1,4] x[2,3,4]d y[2,1,4] dims=1 keepdim=1 | dy[2] x[2,3]z y[2]z dims=1",
-}
-
-# ---- samples ----
-
-
-class Sample:
-    """One call: the op's name, its arrays in float64 and int64 (None where absent), its attributes."""
-
-    def __init__(self, spec, text):
-        self.name, self.text = spec["name"], text
-        names = [n.strip("?*") for n in spec["inputs"].split()]
-        self.variadic = spec["inputs"].endswith("*")
-        kinds = {a.partition(":")[0]: a.partition(":")[2][0] for a in spec["attrs"].split()}
-        rng = np.random.default_rng(zlib.crc32(f"{self.name} {text}".encode()))
-        self.arrays = [] if self.variadic else [None] * len(names)
-        self.inputs = [] if self.variadic else names
-        self.attrs = {}
-        for word in text.split():
-            tensor = re.fullmatch(r"(\w+)\[([\d,]*)\](p|u|d|z|o|b|i\d+)?", word)
-            if tensor:
-                array = fill(rng, [int(n) for n in tensor[2].split(",") if n], tensor[3])
-                if self.variadic:
-                    self.arrays.append(array)
-                    self.inputs.append(f"{tensor[1]}[{len(self.arrays) - 1}]")
-                else:
-                    self.arrays[names.index(tensor[1])] = array
-            else:
-                key, _, value = word.partition("=")
-                self.attrs[key] = parse_attr(kinds[key], value)
-        while self.arrays and self.arrays[-1] is None:
-            self.arrays.pop()
-
-    def gradient_inputs(self):
-        """Indices of the inputs that have a gradient."""
-        return [i for i, a in enumerate(self.arrays)
-                if a is not None and a.dtype == np.float64 and not self.inputs[i].startswith("running_")]
-
-    def gradient_outputs(self):
-        return DIFFERENTIABLE_OUTPUTS.get(self.name, (0,))
-
-
-def fill(rng, shape, kind):
-    if kind is None:
-        return rng.standard_normal(shape)
-    if kind[0] == "i":
-        return rng.integers(0, int(kind[1:]), shape)
-    if kind == "b":
-        return rng.integers(0, 256, shape, np.uint8)
-    n = int(np.prod(shape))
-    return {
-        "p": lambda: rng.uniform(0.5, 2, shape),
-        "u": lambda: rng.uniform(-0.9, 0.9, shape),
-        "d": lambda: (rng.permutation(n) * 0.1 - 1).reshape(shape),
-        "z": lambda: np.zeros(shape),
-        "o": lambda: np.ones(shape),
-    }[kind]()
-
-
-def parse_attr(kind, value):
-    if kind == "t":
-        return value
-    if kind == "f":
-        return float(value)
-    if kind in "ls":
-        return [int(v) for v in value.split(",")]
-    numbers = tuple(int(v) for v in value.split(","))
-    return numbers if len(numbers) > 1 else numbers[0]
-
-
-def samples_of(spec):
-    texts = [t.strip() for t in f"{spec['samples']} | {MORE.get(spec['name'], '')}".split("|")]
-    return [Sample(spec, t) for t in texts if t]
-
 
 SAMPLES = [s for spec in SPECS.values() for s in samples_of(spec)]
 DIFFERENTIABLE = [s for s in SAMPLES if SPECS[s.name]["differentiable"] and s.gradient_inputs()]
@@ -229,7 +102,9 @@ def test_every_op_has_samples_or_a_named_reason():
             assert name not in COVERED_BY, f"{name} has samples now: take it out of COVERED_BY"
         else:
             assert SPECS[COVERED_BY[name]]["differentiable"], name
-    assert set(MORE) <= set(SPECS)
+    for names in (SAMPLE_TEXTS, LARGE, COVERED_BY):
+        assert set(names) <= set(SPECS)
+    assert not any("samples" in spec for spec in SPECS.values()), "tests belong to op_samples.py, not into the shipped table"
 
 
 # ---- (b) gradients by central differences ----
@@ -293,46 +168,7 @@ def test_gradient_equals_central_differences(sample):
 
 # ---- (c) fast and oneDNN kernels in float32 ----
 
-LARGE = {
-    "add": "a[2,65,33,31] b[65,1,1] | a[3,64,15,13] b[3,64,15,13] | a[100003] b[100003] | a[2,3,5,7] b[2,1,5,7]",
-    "sub": "a[7,1,9] b[5,1] | a[1,256,7,7] b[1,256,1,1]",
-    "mul": "a[2,65,33,31] b[2,65,1,1] | a[16,512] b[16,512] | a[33,1] b[257]",
-    "div": "a[2,65,9,7] b[65,1,1]p",
-    "neg": "x[2,65,9,7]",
-    "exp": "x[3,64,15,13] | x[1,256,7,7]",
-    "log": "x[3,65,15,13]p",
-    "sqrt": "x[3,65,15,13]p",
-    "pow": "x[3,65,15,13]p exponent=0.7 | x[1001] exponent=2",
-    "clamp": "x[3,65,15,13] min=0",
-    "relu": "x[3,65,15,13] | x[1,256,7,7]",
-    "tanh": "x[3,65,15,13] | x[1,256,7,7]",
-    "sigmoid": "x[16,513]",
-    "sum": "x[3,65,33,31] dims=0,2,3 | x[3,65,33,31] | x[48,513] dims=1",
-    "mean": "x[3,65,33,31] dims=2,3 | x[1,256,7,7] dims=2,3 | x[1001]",
-    "max": "x[3,65,9,11]d dims=2,3",
-    "matmul": "a[65,256] b[256,64] | a[3,17,65] b[3,65,3] | a[1,256] b[256,1]",
-    "linear": "x[16,256] w[65,256] bias[65] | x[1,513] w[3,513]",
-    "softmax": "x[16,1000] | x[3,65,7,9] dim=1",
-    "log_softmax": "x[16,1000]",
-    "conv2d": "x[1,3,65,63] w[64,3,7,7] stride=2 padding=3 | x[2,65,15,13] w[64,65,3,3] padding=1 bias[64] "
-              "| x[1,256,14,14] w[64,256,1,1] | x[2,64,29,31] w[65,64,1,1] stride=2 | x[1,64,17,17] w[256,64,3,3] stride=2 padding=1",
-    "conv2d_fused": "x[1,3,33,31] w[64,3,7,7] bias[64] stride=2 padding=3 relu=1 | x[2,64,15,13] w[65,64,3,3] bias[65] residual[2,65,15,13] padding=1 relu=1",
-    "max_pool2d": "x[2,64,33,31]d kernel_size=3 stride=2 padding=1 | x[1,3,64,64]d kernel_size=3 stride=2 padding=1",
-    "batch_norm": "x[6,64,15,13] weight[64] bias[64] running_mean[64] running_var[64]p groups=3 relu=1 "
-                  "| x[1,256,7,9] weight[256] bias[256] running_mean[256] running_var[256]p "
-                  "| x[3,65,31,29] weight[65] bias[65] running_mean[65] running_var[65]p residual[3,65,31,29] groups=3 relu=1 "
-                  "| x[9,3,33,31] weight[3] bias[3] running_mean[3] running_var[3]p groups=3 "
-                  "| x[2,64,15,13] weight[64] bias[64] running_mean[64] running_var[64]p residual[2,64,15,13] training=0 relu=1",
-    "cat": "x[1,64,7,9] x[1,65,7,9] dim=1 | x[3,5,7] x[3,5,1] dim=2",
-    "embedding": "weight[65,256] index[64]i65",
-    "dropout": "x[3,65,15,13] p=0.3 seed=9 | x[100003] p=0.1 seed=1 offset=77",
-    "cross_entropy": "logits[64,65] target[64]i65",
-    "cosine_similarity": "a[48,257] b[48,257] | a[1,1024] b[1,1024]",
-    "normalize": "x[48,257] | x[1,1024]",
-    "spatial_attention": "x[3,256,14,14] z[3,65,14,14] q[3,65] | x[1,64,7,7] z[1,64,7,7] q[1,64]",
-    "arc_margin": "cosine[64,65]u target[64]i65 s=10 m=0.5",
-}
-LARGE_SAMPLES = {name: [Sample(SPECS[name], t.strip()) for t in text.split("|")] for name, text in LARGE.items()}
+LARGE_SAMPLES = {name: large_samples_of(SPECS[name]) for name in LARGE}
 
 # Of the largest magnitude in the result: a few float32 roundings (6e-8 each); sums of n terms in
 # float32 lose about sqrt(n) of them, convolutions here have n up to 4 thousand.

@@ -14,7 +14,8 @@ import asenpp
 import parity_fixtures as fixtures
 import parity_kit as kit
 from asenpp import _asen, checkpoint, models, nn, optim
-from test_ops import SPECS, Sample, to_array
+from op_samples import Sample
+from test_ops import SPECS, to_array
 import test_ops
 
 FOLDER = Path(__file__).parent / "fixtures"

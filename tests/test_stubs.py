@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_ops import Sample, samples_of
+from op_samples import Sample, samples_of
 
 import asenpp
 from asenpp import _asen

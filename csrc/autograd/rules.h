@@ -6,9 +6,9 @@
 
 /* A row without a gradient says NONE: that declares this function, which nobody defines. */
 #define NONE grad_none_
-#define OP(name, inputs, outputs, attrs, saves, flags, grad, samples, doc) \
+#define OP(name, inputs, outputs, attrs, saves, flags, grad, doc) \
     int grad(const asen_node *node, asen_tensor *const *dy, asen_tensor **dx);
-#define VIEW(name, inputs, outputs, attrs, grad, samples, doc) \
+#define VIEW(name, inputs, outputs, attrs, grad, doc) \
     int grad(const asen_node *node, asen_tensor *const *dy, asen_tensor **dx);
 #include "ops/ops.def"
 #undef OP

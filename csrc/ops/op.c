@@ -6,10 +6,10 @@
 enum { DENSE = ASEN_DENSE, STRIDED = ASEN_STRIDED };
 
 static const asen_op_info table[ASEN_OP_COUNT] = {
-#define OP(name, inputs, outputs, attrs, saves, flags, grad, samples, doc) \
-    [ASEN_OP_##name] = {#name, inputs, outputs, attrs, saves, samples, doc, flags, shape_##name},
-#define VIEW(name, inputs, outputs, attrs, grad, samples, doc) \
-    [ASEN_OP_##name] = {#name, inputs, outputs, attrs, "", samples, doc, ASEN_IS_VIEW, shape_##name},
+#define OP(name, inputs, outputs, attrs, saves, flags, grad, doc) \
+    [ASEN_OP_##name] = {#name, inputs, outputs, attrs, saves, doc, flags, shape_##name},
+#define VIEW(name, inputs, outputs, attrs, grad, doc) \
+    [ASEN_OP_##name] = {#name, inputs, outputs, attrs, "", doc, ASEN_IS_VIEW, shape_##name},
 #include "ops/ops.def"
 #undef OP
 #undef VIEW

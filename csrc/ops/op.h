@@ -49,7 +49,6 @@ typedef struct asen_op_info {
     const char *outputs; /* "y mean invstd" */
     const char *attrs;   /* schema, see attrs.h */
     const char *saves;   /* inputs and outputs that the gradient rule reads */
-    const char *samples; /* for the tests, see ops.def */
     const char *doc;
     unsigned flags;
     asen_shape_rule shape;

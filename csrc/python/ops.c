@@ -371,9 +371,9 @@ PyObject *asen_py_apply1(asen_py_state *state, asen_op op, asen_tensor *const *i
 #define ENTRY(name, prefix, doc) \
     {#name, (PyCFunction)(void (*)(void))prefix##name, METH_FASTCALL | METH_KEYWORDS, doc},
 static PyMethodDef functions[] = {
-#define OP(name, inputs, outputs, attrs, saves, flags, grad, samples, doc) \
+#define OP(name, inputs, outputs, attrs, saves, flags, grad, doc) \
     ENTRY(name, function_, "(" inputs "; " attrs ") -> " outputs "\n\n" doc)
-#define VIEW(name, inputs, outputs, attrs, grad, samples, doc) \
+#define VIEW(name, inputs, outputs, attrs, grad, doc) \
     ENTRY(name, function_, "(" inputs "; " attrs ") -> " outputs "\n\n" doc)
 #include "ops/ops.def"
 #undef OP
@@ -382,8 +382,8 @@ static PyMethodDef functions[] = {
 };
 
 static PyMethodDef methods[] = {
-#define OP(name, inputs, outputs, attrs, saves, flags, grad, samples, doc) ENTRY(name, method_, doc)
-#define VIEW(name, inputs, outputs, attrs, grad, samples, doc) ENTRY(name, method_, doc)
+#define OP(name, inputs, outputs, attrs, saves, flags, grad, doc) ENTRY(name, method_, doc)
+#define VIEW(name, inputs, outputs, attrs, grad, doc) ENTRY(name, method_, doc)
 #include "ops/ops.def"
 #undef OP
 #undef VIEW
@@ -432,8 +432,8 @@ static PyObject *op_specs(PyObject *module, PyObject *unused)
     for (int op = 0; op < ASEN_OP_COUNT && list != NULL; op++) {
         const asen_op_info *info = asen_op_get((asen_op)op);
         PyObject *row = Py_BuildValue(
-            "{s:s,s:s,s:s,s:s,s:s,s:s,s:s,s:O,s:O}", "name", info->name, "inputs", info->inputs, "outputs",
-            info->outputs, "attrs", info->attrs, "saves", info->saves, "samples", info->samples, "doc", info->doc,
+            "{s:s,s:s,s:s,s:s,s:s,s:s,s:O,s:O}", "name", info->name, "inputs", info->inputs, "outputs",
+            info->outputs, "attrs", info->attrs, "saves", info->saves, "doc", info->doc,
             "differentiable", asen_grad_rules[op] ? Py_True : Py_False, "view", info->flags & ASEN_IS_VIEW ? Py_True : Py_False);
         if (row == NULL || PyList_Append(list, row) < 0)
             Py_CLEAR(list);

@@ -1,6 +1,6 @@
 """Every op row on the GPU against the reference kernels on the CPU: values, gradients, layouts, dtypes, bits, memory.
 
-The samples are those of tests/test_ops.py, so a new row is tested here without a word.
+The samples are those of tests/op_samples.py, so a new row is tested here without a word.
 """
 
 import warnings

@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from asenpp import _asen  # noqa: E402
 from cudasim.sim import Simulator  # noqa: E402
-from test_ops import SPECS, Sample, apply, as_tensor, cotangents, samples_of, start_backward, to_array  # noqa: E402
+from op_samples import Sample, samples_of  # noqa: E402
+from test_ops import SPECS, apply, as_tensor, cotangents, start_backward, to_array  # noqa: E402
 
 
 def run(sample: Sample, dtype: str, device: str) -> list[np.ndarray]:

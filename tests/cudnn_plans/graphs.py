@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from op_samples import SAMPLES
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 FORWARD, GRAD_INPUT, GRAD_WEIGHT = range(3)
 KINDS = ("forward", "grad_input", "grad_weight")
@@ -173,19 +175,14 @@ def shipped() -> dict[Graph, str]:
 
 
 def samples() -> dict[Graph, str]:
-    """Graphs of the op table's samples, odd shapes, groups and dilation among them."""
-    from asenpp import _asen
-
+    """Graphs of the op tests' samples, odd shapes, groups and dilation among them."""
     found: dict[Graph, str] = {}
-    for spec in _asen.op_specs():
-        name = spec["name"]
-        if not name.startswith("conv2d"):
-            continue
-        for sample in spec["samples"].split("|"):
+    for name in (name for name in SAMPLES if name.startswith("conv2d")):
+        for sample in SAMPLES[name]:
             shapes = {k: tuple(map(int, v.split(","))) for k, v in re.findall(r"(\w+)\[([\d,]+)\]", sample)}
             attributes = {k: tuple(map(int, v.split(","))) for k, v in re.findall(r"(\w+)=([\d,]+)", sample)}
             attributes = {k: v if len(v) > 1 else v[0] for k, v in attributes.items()}
-            found[_sample(name, shapes, attributes)] = f"sample {sample.strip()}"
+            found[_sample(name, shapes, attributes)] = f"sample {sample}"
     return found
 
 

@@ -28,7 +28,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent.parent
 HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT), str(HERE)]
+    sys.path[:0] = [str(ROOT), str(HERE.parent), str(HERE)]
 
 from graphs import Graph, odd, samples, shipped  # noqa: E402
 
@@ -251,7 +251,7 @@ def main() -> int:
     parser.add_argument("--fused", choices=("all", "sample", "none"), default="all")
     parser.add_argument("--dtype", default=",".join(DEFAULT), help=f"some of {', '.join(DTYPES)}")
     parser.add_argument("--samples", action="store_true",
-                        help="the op table's samples and odd shapes instead of the configurations")
+                        help="the op tests' samples and odd shapes instead of the configurations")
     arguments = parser.parse_args()
     if arguments.devices is None or not Path(arguments.devices).is_dir():
         print("no folder of device descriptions: --devices DIR", file=sys.stderr)
