@@ -288,8 +288,7 @@ class Tensor:
         """Logarithm of the softmax over one dim."""
 
     def conv2d(self, w: Tensor, bias: Tensor | None = None, stride: int | Sequence[int] = 1,
-               padding: int | Sequence[int] = 0, dilation: int | Sequence[int] = 1, groups: int = 1,
-               size: int | Sequence[int] = 0) -> Tensor:
+               padding: int | Sequence[int] = 0, dilation: int | Sequence[int] = 1, groups: int = 1) -> Tensor:
         """2-D cross-correlation of x (N, C, H, W) with w (O, C/groups, KH, KW)."""
 
     def conv2d_grad_input(self, w: Tensor, stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0,
@@ -626,8 +625,7 @@ def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
     """Logarithm of the softmax over one dim."""
 
 def conv2d(x: Tensor, w: Tensor, bias: Tensor | None = None, stride: int | Sequence[int] = 1,
-           padding: int | Sequence[int] = 0, dilation: int | Sequence[int] = 1, groups: int = 1,
-           size: int | Sequence[int] = 0) -> Tensor:
+           padding: int | Sequence[int] = 0, dilation: int | Sequence[int] = 1, groups: int = 1) -> Tensor:
     """2-D cross-correlation of x (N, C, H, W) with w (O, C/groups, KH, KW)."""
 
 def conv2d_grad_input(dy: Tensor, w: Tensor, stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0,

@@ -423,7 +423,7 @@ int cuda_conv2d_fused(const asen_call *call)
 
 int cuda_conv2d_grad_input(const asen_call *call)
 {
-    const asen_attrs_conv *a = &call->attrs->conv2d_grad_input;
+    const asen_attrs_conv_grad *a = &call->attrs->conv2d_grad_input;
     const asen_tensor *t[CONV_TENSORS] = {call->out[0], call->in[1], call->in[0], NULL, NULL};
     conv_spec spec = spec_of(CONV_GRAD_INPUT, t, a->stride, a->padding, a->dilation, a->groups);
     return convolution(call, &spec, t);
@@ -431,7 +431,7 @@ int cuda_conv2d_grad_input(const asen_call *call)
 
 int cuda_conv2d_grad_weight(const asen_call *call)
 {
-    const asen_attrs_conv *a = &call->attrs->conv2d_grad_weight;
+    const asen_attrs_conv_grad *a = &call->attrs->conv2d_grad_weight;
     const asen_tensor *t[CONV_TENSORS] = {call->in[1], call->out[0], call->in[0], NULL, NULL};
     conv_spec spec = spec_of(CONV_GRAD_WEIGHT, t, a->stride, a->padding, a->dilation, a->groups);
     return convolution(call, &spec, t);

@@ -214,7 +214,7 @@ def overloads(signatures: list[str], doc: str | None, indent: int) -> str:
 
 
 def attribute_type(kind: str, in_class: bool) -> str:
-    """kind: of csrc/ops/attrs.h, with the repetition."""
+    """kind: the letter of csrc/ops/schema.c."""
     number = "builtins.float" if in_class else "float"
     return {"i": "int", "i2": "int | Sequence[int]", "f": number, "b": "bool", "l": "int | Sequence[int] | None",
             "s": "int | Sequence[int]", "t": "str | None"}[kind]
@@ -223,10 +223,10 @@ def attribute_type(kind: str, in_class: bool) -> str:
 def attribute_default(kind: str, text: str) -> str | None:
     """The default as Python; None: it must be given."""
     if not text:
-        return "None" if kind in ("l", "t") else None
+        return None
     if kind == "b":
         return str(bool(int(text)))
-    return "..." if "inf" in text else text
+    return "..." if "INF" in text else text
 
 
 def joined(parameters: list[tuple[str, str, str | None]], first: str, returns: str, name: str) -> str:

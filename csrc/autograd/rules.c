@@ -361,12 +361,15 @@ done:
 RULE(conv2d)
 {
     int status = ASEN_OK;
-    asen_attrs attrs = {.conv2d = node->attrs.conv2d};
+    const asen_attrs_conv *a = &node->attrs.conv2d;
+    asen_attrs attrs;
     for (int i = 0; i < 2; i++) {
         if (!node->needs[i])
             continue;
-        attrs.conv2d.size[0] = node->meta[i].shape[2];
-        attrs.conv2d.size[1] = node->meta[i].shape[3];
+        attrs.conv2d_grad_input = (asen_attrs_conv_grad){ /* grad_weight has the same set */
+            .stride = {a->stride[0], a->stride[1]}, .padding = {a->padding[0], a->padding[1]},
+            .dilation = {a->dilation[0], a->dilation[1]}, .groups = a->groups,
+            .size = {node->meta[i].shape[2], node->meta[i].shape[3]}};
         if (i == 0)
             TRY(APPLY(&dx[0], conv2d_grad_input, &attrs, dy[0], X[1]));
         else
@@ -530,7 +533,5 @@ const asen_grad_rule asen_grad_rules[ASEN_OP_COUNT] = {
 #define OP(name, inputs, outputs, attrs, saves, flags, grad, ...) [ASEN_OP_##name] = grad,
 #define VIEW(name, inputs, outputs, attrs, grad, ...) [ASEN_OP_##name] = grad,
 #include "ops/ops.def"
-#undef OP
-#undef VIEW
 #undef NONE
 };

@@ -11,8 +11,6 @@
 #define VIEW(name, inputs, outputs, attrs, grad, doc) \
     int grad(const asen_node *node, asen_tensor *const *dy, asen_tensor **dx);
 #include "ops/ops.def"
-#undef OP
-#undef VIEW
 #undef NONE
 
 /* By op; NULL: not differentiable. */

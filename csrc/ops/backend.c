@@ -20,8 +20,6 @@ const char *asen_op_names(void)
 #define OP(name, ...) #name ","
 #define VIEW(name, ...) #name ","
 #include "ops/ops.def"
-#undef OP
-#undef VIEW
         ;
 }
 

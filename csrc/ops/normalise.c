@@ -155,8 +155,9 @@ int asen_attrs_normalise(asen_op op, asen_tensor *const *in, int n_in, asen_attr
         return normalise_reduce(in[1], &attrs->max_grad.dims);
     case ASEN_OP_softmax:
     case ASEN_OP_log_softmax:
-    case ASEN_OP_cat:
         return wrap_dim(x, &attrs->softmax.dim);
+    case ASEN_OP_cat:
+        return wrap_dim(x, &attrs->cat.dim);
     case ASEN_OP_max_pool2d:
         for (int i = 0; i < 2; i++)
             if (attrs->max_pool2d.stride[i] == 0)

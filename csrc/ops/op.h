@@ -11,8 +11,6 @@ typedef enum asen_op {
 #define OP(name, ...) ASEN_OP_##name,
 #define VIEW(name, ...) ASEN_OP_##name,
 #include "ops/ops.def"
-#undef OP
-#undef VIEW
     ASEN_OP_COUNT
 } asen_op;
 
@@ -47,7 +45,6 @@ typedef struct asen_op_info {
     const char *name;
     const char *inputs;  /* "x w bias?" ; "x*" for any number */
     const char *outputs; /* "y mean invstd" */
-    const char *attrs;   /* schema, see attrs.h */
     const char *saves;   /* inputs and outputs that the gradient rule reads */
     const char *doc;
     unsigned flags;

@@ -353,7 +353,7 @@ RULE(conv2d_grad_input)
 {
     UNUSED(n_in);
     const asen_tensor *dy = in[0], *w = in[1];
-    const asen_attrs_conv *a = &attrs->conv2d_grad_input;
+    const asen_attrs_conv_grad *a = &attrs->conv2d_grad_input;
     int64_t y[4];
     TRY(want_one_float(in, 2, NAMES("dy", "w")));
     TRY(want_ndim("dy", dy, 4, "(N, O, OH, OW)"));
@@ -369,7 +369,7 @@ RULE(conv2d_grad_weight)
 {
     UNUSED(n_in);
     const asen_tensor *dy = in[0], *x = in[1];
-    const asen_attrs_conv *a = &attrs->conv2d_grad_weight;
+    const asen_attrs_conv_grad *a = &attrs->conv2d_grad_weight;
     int64_t y[4];
     TRY(want_one_float(in, 2, NAMES("dy", "x")));
     TRY(want_ndim("dy", dy, 4, "(N, O, OH, OW)"));

@@ -15,7 +15,5 @@ int asen_attrs_normalise(asen_op op, asen_tensor *const *in, int n_in, asen_attr
 #define OP(name, ...) int shape_##name(asen_tensor *const *in, int n_in, const asen_attrs *attrs, asen_spec *out, int *n_out);
 #define VIEW(name, ...) OP(name)
 #include "ops/ops.def"
-#undef OP
-#undef VIEW
 
 #endif

@@ -120,12 +120,9 @@ static int view_expand(asen_tensor *x, const asen_attrs *attrs, asen_tensor **ou
 int asen_view_make(asen_op op, asen_tensor *x, const asen_attrs *attrs, asen_tensor **out)
 {
     switch (op) {
-#define OP(...)
 #define VIEW(name, ...) \
     case ASEN_OP_##name: return view_##name(x, attrs, out);
 #include "ops/ops.def"
-#undef OP
-#undef VIEW
     default: return asen_fail(ASEN_ERR_INTERNAL, "not a view");
     }
 }

@@ -45,43 +45,44 @@ fail:
 
 static int set_attr(const asen_attr_field *field, asen_attrs *attrs, PyObject *value)
 {
-    int64_t *word = (int64_t *)attrs + field->word;
+    void *at = (char *)attrs + field->offset;
+    int64_t *word = at;
     asen_dtype dtype;
     asen_list pair;
     switch (field->kind) {
-    case 'f': {
+    case ASEN_ATTR_float: {
         double x = PyFloat_AsDouble(value);
         if (x == -1 && PyErr_Occurred())
             return -1;
-        memcpy(word, &x, sizeof x);
+        memcpy(at, &x, sizeof x);
         return 0;
     }
-    case 'b':
+    case ASEN_ATTR_flag:
         *word = PyObject_IsTrue(value);
         return *word < 0 ? -1 : 0;
-    case 't':
+    case ASEN_ATTR_dtype:
         if (asen_py_dtype(value, &dtype) < 0)
             return -1;
         *word = dtype;
         return 0;
-    case 'l':
-    case 's':
-        return set_list((asen_list *)word, value, field->name);
-    default:
-        if (field->repeat == 2) {
-            if (set_list(&pair, value, field->name) < 0)
-                return -1;
-            if (pair.count < 1 || pair.count > 2) {
-                PyErr_Format(PyExc_ValueError, "%s: one or two integers, not %lld", field->name, (long long)pair.count);
-                return -1;
-            }
-            word[0] = pair.item[0];
-            word[1] = pair.item[pair.count - 1];
-            return 0;
+    case ASEN_ATTR_list:
+    case ASEN_ATTR_shape:
+        return set_list(at, value, field->name);
+    case ASEN_ATTR_int2:
+        if (set_list(&pair, value, field->name) < 0)
+            return -1;
+        if (pair.count < 1 || pair.count > 2) {
+            PyErr_Format(PyExc_ValueError, "%s: one or two integers, not %lld", field->name, (long long)pair.count);
+            return -1;
         }
+        word[0] = pair.item[0];
+        word[1] = pair.item[pair.count - 1];
+        return 0;
+    case ASEN_ATTR_int:
         *word = PyLong_AsLongLong(value);
         return *word == -1 && PyErr_Occurred() ? -1 : 0;
     }
+    Py_UNREACHABLE();
 }
 
 /* ---- calls ---- */
@@ -106,7 +107,7 @@ static int call_error(const call_state *call, const char *format, const char *na
 
 static int give_attr(call_state *call, int a, PyObject *value)
 {
-    const asen_attr_field *field = &call->schema->attr[a];
+    const asen_attr_field *field = &call->schema->attrs->field[a];
     if (call->given[a])
         return call_error(call, "%s: %s is given twice", field->name);
     call->given[a] = true;
@@ -126,9 +127,9 @@ static int give_named(call_state *call, PyObject *name, PyObject *value)
             call->n = call->n > i + 1 ? call->n : i + 1;
             return 0;
         }
-    for (int a = 0; a < s->n_attrs; a++)
-        if (PyUnicode_CompareWithASCIIString(name, s->attr[a].name) == 0 ||
-            (strcmp(s->attr[a].name, "dims") == 0 && PyUnicode_CompareWithASCIIString(name, "dim") == 0))
+    for (int a = 0; a < s->attrs->count; a++)
+        if (PyUnicode_CompareWithASCIIString(name, s->attrs->field[a].name) == 0 ||
+            (strcmp(s->attrs->field[a].name, "dims") == 0 && PyUnicode_CompareWithASCIIString(name, "dim") == 0))
             return give_attr(call, a, value);
     const char *text = PyUnicode_AsUTF8(name);
     return text == NULL ? -1 : call_error(call, "%s: there is no argument '%s'", text);
@@ -139,10 +140,10 @@ static int give_positional(call_state *call, PyObject *const *args, Py_ssize_t a
 {
     const asen_schema *s = call->schema;
     for (int a = 0; at < n; a++) {
-        if (a >= s->n_attrs)
+        if (a >= s->attrs->count)
             return call_error(call, "%s: too many arguments%s", "");
-        bool list = s->attr[a].kind == 'l' || s->attr[a].kind == 's';
-        if (list && PyIndex_Check(args[at]) && a == s->n_attrs - 1) {
+        bool list = s->attrs->field[a].kind == ASEN_ATTR_list || s->attrs->field[a].kind == ASEN_ATTR_shape;
+        if (list && PyIndex_Check(args[at]) && a == s->attrs->count - 1) {
             PyObject *rest = PyTuple_New(n - at);
             if (rest == NULL)
                 return -1;
@@ -227,9 +228,9 @@ static PyObject *call_run(asen_py_state *state, call_state *call)
 {
     asen_tensor *out[ASEN_MAX_OUT];
     int n_out, status;
-    for (int a = 0; a < call->schema->n_attrs; a++)
-        if (call->schema->attr[a].required && !call->given[a]) {
-            call_error(call, "%s: %s is missing", call->schema->attr[a].name);
+    for (int a = 0; a < call->schema->attrs->count; a++)
+        if (call->schema->attrs->field[a].required && !call->given[a]) {
+            call_error(call, "%s: %s is missing", call->schema->attrs->field[a].name);
             return NULL;
         }
     for (int i = 0; i < call->n; i++)
@@ -365,19 +366,13 @@ PyObject *asen_py_apply1(asen_py_state *state, asen_op op, asen_tensor *const *i
 #define OP(name, ...) ROW_FUNCTION(name)
 #define VIEW(name, ...) ROW_FUNCTION(name)
 #include "ops/ops.def"
-#undef OP
-#undef VIEW
 
 #define ENTRY(name, prefix, doc) \
     {#name, (PyCFunction)(void (*)(void))prefix##name, METH_FASTCALL | METH_KEYWORDS, doc},
 static PyMethodDef functions[] = {
-#define OP(name, inputs, outputs, attrs, saves, flags, grad, doc) \
-    ENTRY(name, function_, "(" inputs "; " attrs ") -> " outputs "\n\n" doc)
-#define VIEW(name, inputs, outputs, attrs, grad, doc) \
-    ENTRY(name, function_, "(" inputs "; " attrs ") -> " outputs "\n\n" doc)
+#define OP(name, inputs, outputs, attrs, saves, flags, grad, doc) ENTRY(name, function_, doc)
+#define VIEW(name, inputs, outputs, attrs, grad, doc) ENTRY(name, function_, doc)
 #include "ops/ops.def"
-#undef OP
-#undef VIEW
     {NULL},
 };
 
@@ -385,8 +380,6 @@ static PyMethodDef methods[] = {
 #define OP(name, inputs, outputs, attrs, saves, flags, grad, doc) ENTRY(name, method_, doc)
 #define VIEW(name, inputs, outputs, attrs, grad, doc) ENTRY(name, method_, doc)
 #include "ops/ops.def"
-#undef OP
-#undef VIEW
     {NULL},
 };
 
@@ -433,7 +426,7 @@ static PyObject *op_specs(PyObject *module, PyObject *unused)
         const asen_op_info *info = asen_op_get((asen_op)op);
         PyObject *row = Py_BuildValue(
             "{s:s,s:s,s:s,s:s,s:s,s:s,s:O,s:O}", "name", info->name, "inputs", info->inputs, "outputs",
-            info->outputs, "attrs", info->attrs, "saves", info->saves, "doc", info->doc,
+            info->outputs, "attrs", asen_schema_get((asen_op)op)->attrs->text, "saves", info->saves, "doc", info->doc,
             "differentiable", asen_grad_rules[op] ? Py_True : Py_False, "view", info->flags & ASEN_IS_VIEW ? Py_True : Py_False);
         if (row == NULL || PyList_Append(list, row) < 0)
             Py_CLEAR(list);
@@ -448,7 +441,29 @@ static PyMethodDef module_methods[] = {
     {NULL},
 };
 
+/* What help() says of a function: the arguments, then the row's words. Made once, kept for good. */
+static int write_docs(void)
+{
+    static bool written;
+    for (int op = 0; op < ASEN_OP_COUNT && !written; op++) {
+        const asen_op_info *info = asen_op_get((asen_op)op);
+        const char *attrs = asen_schema_get((asen_op)op)->attrs->text;
+        size_t size = strlen(info->inputs) + strlen(attrs) + strlen(info->outputs) + strlen(info->doc) + 16;
+        char *doc = PyMem_RawMalloc(size);
+        if (doc == NULL) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        snprintf(doc, size, "(%s; %s) -> %s\n\n%s", info->inputs, attrs, info->outputs, info->doc);
+        functions[op].ml_doc = doc;
+    }
+    written = true;
+    return 0;
+}
+
 int asen_py_add_ops(PyObject *module)
 {
+    if (write_docs() < 0)
+        return -1;
     return PyModule_AddFunctions(module, functions) < 0 ? -1 : PyModule_AddFunctions(module, module_methods);
 }

@@ -144,10 +144,7 @@ STUBS = """\
 #include "cuda.h"
 #define WEAK __attribute__((weak, visibility("hidden")))
 #define OP(name, ...) WEAK int cuda_##name(const asen_call *call) { return ASEN_DECLINED; }
-#define VIEW(name, ...)
 #include "ops.def"
-#undef OP
-#undef VIEW
 #define MISSING { return cuda_host.fail(ASEN_ERR_UNSUPPORTED_OR_DEVICE, "%s is a stub in this build", __func__); }
 WEAK int cuda_fill(void *self, void *target, const void *value, size_t size, int64_t count) MISSING
 WEAK int cuda_write_strided(void *self, const asen_tensor *target, const asen_tensor *source) MISSING

@@ -14,18 +14,18 @@ typedef struct conv_descs {
 } conv_descs;
 
 static asen_conv_shape conv_shape_of(const asen_tensor *x, const asen_tensor *y, const int64_t filter[2],
-                                const asen_attrs_conv *a)
+                                     const int64_t stride[2], const int64_t padding[2], const int64_t dilation[2],
+                                     int64_t groups)
 {
-    asen_conv_shape s = {.n = y->shape[0], .oc = y->shape[1], .oh = y->shape[2], .ow = y->shape[3],
-                    .ic = x->shape[1], .ih = x->shape[2], .iw = x->shape[3],
-                    .kh = filter[0], .kw = filter[1], .groups = a->groups};
-    for (int i = 0; i < 2; i++) {
-        s.stride[i] = a->stride[i];
-        s.padding[i] = a->padding[i];
-        s.dilation[i] = a->dilation[i];
-    }
-    return s;
+    return (asen_conv_shape){.n = y->shape[0], .oc = y->shape[1], .oh = y->shape[2], .ow = y->shape[3],
+                             .ic = x->shape[1], .ih = x->shape[2], .iw = x->shape[3],
+                             .kh = filter[0], .kw = filter[1], .groups = groups,
+                             .stride = {stride[0], stride[1]}, .padding = {padding[0], padding[1]},
+                             .dilation = {dilation[0], dilation[1]}};
 }
+
+/* Of any set that has them. */
+#define GEOMETRY(a) (a).stride, (a).padding, (a).dilation, (a).groups
 
 static void conv_key(const asen_conv_shape *s, asen_onednn_key *key)
 {
@@ -174,25 +174,23 @@ static int forward(const asen_call *call, asen_conv_shape *s, asen_tensor *bias,
 int onednn_conv2d(const asen_call *call)
 {
     if (!asen_onednn_all_f32(call)) return ASEN_DECLINED;
-    asen_conv_shape s = conv_shape_of(call->in[0], call->out[0], call->in[1]->shape + 2, &call->attrs->conv2d);
+    asen_conv_shape s = conv_shape_of(call->in[0], call->out[0], call->in[1]->shape + 2, GEOMETRY(call->attrs->conv2d));
     return forward(call, &s, call->n_in > 2 ? call->in[2] : NULL, NULL);
 }
 
 int onednn_conv2d_fused(const asen_call *call)
 {
     if (!asen_onednn_all_f32(call)) return ASEN_DECLINED;
-    const asen_attrs_conv_fused *f = &call->attrs->conv2d_fused;
-    asen_attrs_conv a = {.stride = {f->stride[0], f->stride[1]}, .padding = {f->padding[0], f->padding[1]},
-                         .dilation = {f->dilation[0], f->dilation[1]}, .groups = f->groups};
-    asen_conv_shape s = conv_shape_of(call->in[0], call->out[0], call->in[1]->shape + 2, &a);
-    s.relu = f->relu != 0;
+    const asen_attrs_conv_fused *a = &call->attrs->conv2d_fused;
+    asen_conv_shape s = conv_shape_of(call->in[0], call->out[0], call->in[1]->shape + 2, GEOMETRY(*a));
+    s.relu = a->relu != 0;
     return forward(call, &s, call->n_in > 2 ? call->in[2] : NULL, call->n_in > 3 ? call->in[3] : NULL);
 }
 
 int onednn_conv2d_grad_input(const asen_call *call)
 {
     if (!asen_onednn_all_f32(call)) return ASEN_DECLINED;
-    asen_conv_shape s = conv_shape_of(call->out[0], call->in[0], call->in[1]->shape + 2, &call->attrs->conv2d_grad_input);
+    asen_conv_shape s = conv_shape_of(call->out[0], call->in[0], call->in[1]->shape + 2, GEOMETRY(call->attrs->conv2d_grad_input));
     asen_tensor *tensors[] = {call->in[0], call->in[1], call->out[0]};
     return conv_run(call, &s, grad_input_build, tensors);
 }
@@ -201,7 +199,7 @@ int onednn_conv2d_grad_weight(const asen_call *call)
 {
     if (!asen_onednn_all_f32(call)) return ASEN_DECLINED;
     const asen_tensor *dy = call->in[0], *x = call->in[1];
-    asen_conv_shape s = conv_shape_of(x, dy, call->out[0]->shape + 2, &call->attrs->conv2d_grad_weight);
+    asen_conv_shape s = conv_shape_of(x, dy, call->out[0]->shape + 2, GEOMETRY(call->attrs->conv2d_grad_weight));
     if (asen_onednn_conv_gemm_pays(&s)) return asen_onednn_conv_gemm_grad_weight(call, &s);
     asen_tensor *tensors[] = {call->in[0], call->out[0], call->in[1]};
     return conv_run(call, &s, grad_weight_build, tensors);

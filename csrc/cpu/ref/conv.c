@@ -109,7 +109,7 @@ int ref_conv2d_grad_input(const asen_call *call)
 {
     if (!asen_ref_all_float(call))
         return ASEN_DECLINED;
-    const asen_attrs_conv *a = &call->attrs->conv2d_grad_input;
+    const asen_attrs_conv_grad *a = &call->attrs->conv2d_grad_input;
     geometry g = geometry_of(call->out[0]->shape, call->in[1]->shape, call->in[0]->shape, a->stride, a->padding,
                              a->dilation, a->groups);
     ref_array dy = ref_array_of(call->in[0]), w = ref_array_of(call->in[1]), dx = ref_array_of(call->out[0]);
@@ -133,7 +133,7 @@ int ref_conv2d_grad_weight(const asen_call *call)
 {
     if (!asen_ref_all_float(call))
         return ASEN_DECLINED;
-    const asen_attrs_conv *a = &call->attrs->conv2d_grad_weight;
+    const asen_attrs_conv_grad *a = &call->attrs->conv2d_grad_weight;
     geometry g = geometry_of(call->in[1]->shape, call->out[0]->shape, call->in[0]->shape, a->stride, a->padding,
                              a->dilation, a->groups);
     ref_array dy = ref_array_of(call->in[0]), x = ref_array_of(call->in[1]), dw = ref_array_of(call->out[0]);

@@ -13,10 +13,7 @@
 
 /* int ref_<op>(const asen_call *call) for every row. */
 #define OP(name, ...) int ref_##name(const asen_call *call);
-#define VIEW(name, ...)
 #include "ops/ops.def"
-#undef OP
-#undef VIEW
 
 /* ---- elements ---- */
 

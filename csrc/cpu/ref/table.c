@@ -3,8 +3,5 @@
 
 const asen_kernel asen_ref_kernels[ASEN_OP_COUNT] = {
 #define OP(name, ...) [ASEN_OP_##name] = ref_##name,
-#define VIEW(name, ...)
 #include "ops/ops.def"
-#undef OP
-#undef VIEW
 };
