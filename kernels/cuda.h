@@ -31,20 +31,33 @@ typedef struct cuda_state {
 
 extern cuda_state cuda;
 
+/* ---- errors ----
+ *
+ * Everything that can fail is an expression of the core's status codes; a call of a library becomes one by CUDA_CALL,
+ * or CUBLAS_CALL and its like beside it. Two statements look at them: CUDA_OK where there is nothing to give back,
+ * CUDA_STEP where there is. */
+
 /* The status of a failed call, with a message that names it: "cudaMemcpyAsync: an illegal …". */
 int cuda_fail(cudaError_t error, const char *call);
-/* `return`s from the caller where a call of the runtime fails. */
-#define CUDA_TRY(call)                                                                                                 \
+static inline int cuda_status(cudaError_t error, const char *call)
+{
+    return error == cudaSuccess ? ASEN_OK : cuda_fail(error, call);
+}
+/* A call of the runtime as a status. */
+#define CUDA_CALL(call) cuda_status((call), #call)
+/* `return`s a status that is not ASEN_OK. */
+#define CUDA_OK(...)                                                                                                   \
     do {                                                                                                               \
-        cudaError_t error_ = (call);                                                                                   \
-        if (error_ != cudaSuccess)                                                                                     \
-            return cuda_fail(error_, #call);                                                                           \
-    } while (0)
-#define CUDA_OK(call)                                                                                                  \
-    do {                                                                                                               \
-        int status_ = (call);                                                                                          \
+        int status_ = (__VA_ARGS__);                                                                                   \
         if (status_ != ASEN_OK)                                                                                        \
             return status_;                                                                                            \
+    } while (0)
+/* Leaves a status in the variable `status` of the caller, and goes to its label `done` where it is not ASEN_OK. */
+#define CUDA_STEP(...)                                                                                                 \
+    do {                                                                                                               \
+        status = (__VA_ARGS__);                                                                                        \
+        if (status != ASEN_OK)                                                                                         \
+            goto done;                                                                                                 \
     } while (0)
 /* After a launch: ASEN_OK, or the error of the launch itself (a bad configuration, no image). */
 int cuda_launched(const char *kernel);

@@ -79,7 +79,7 @@ static entry *generation_take(generation *g, const conv_spec *spec, unsigned at)
 static int cache_put(entry *e, unsigned at)
 {
     if (cache[young].count >= GENERATION) {
-        CUDA_TRY(cudaStreamSynchronize(cuda.stream)); /* no queued work uses the plans that go */
+        CUDA_OK(CUDA_CALL(cudaStreamSynchronize(cuda.stream))); /* no queued work uses the plans that go */
         young = !young;
         generation_clear(&cache[young]);
     }
@@ -174,7 +174,7 @@ static int operand_align(operands *o, int i, const asen_tensor *t)
     if ((uintptr_t)o->data[i] % ALIGNMENT == 0)
         return ASEN_OK;
     CUDA_OK(cuda_scratch_new(o->call, o->bytes[i], &o->copy[i]));
-    CUDA_TRY(cudaMemcpyAsync(o->copy[i], o->data[i], o->bytes[i], cudaMemcpyDeviceToDevice, cuda.stream));
+    CUDA_OK(CUDA_CALL(cudaMemcpyAsync(o->copy[i], o->data[i], o->bytes[i], cudaMemcpyDeviceToDevice, cuda.stream)));
     o->data[i] = o->copy[i];
     return ASEN_OK;
 }
@@ -186,7 +186,7 @@ static int operand_zero_bias(operands *o, const conv_spec *spec)
     o->bytes[CONV_BIAS] = (size_t)spec->o * size;
     CUDA_OK(cuda_scratch_new(o->call, o->bytes[CONV_BIAS], &o->copy[CONV_BIAS]));
     o->data[CONV_BIAS] = o->copy[CONV_BIAS];
-    CUDA_TRY(cudaMemsetAsync(o->data[CONV_BIAS], 0, o->bytes[CONV_BIAS], cuda.stream));
+    CUDA_OK(CUDA_CALL(cudaMemsetAsync(o->data[CONV_BIAS], 0, o->bytes[CONV_BIAS], cuda.stream)));
     return ASEN_OK;
 }
 
@@ -224,11 +224,11 @@ static int run(const operands *o, const conv_spec *spec, const conv_plan *plan)
 static int time_plan(const operands *o, const conv_spec *spec, const conv_plan *plan, cudaEvent_t event[2], float *out)
 {
     CUDA_OK(run(o, spec, plan));
-    CUDA_TRY(cudaEventRecord(event[0], cuda.stream));
+    CUDA_OK(CUDA_CALL(cudaEventRecord(event[0], cuda.stream)));
     CUDA_OK(run(o, spec, plan));
-    CUDA_TRY(cudaEventRecord(event[1], cuda.stream));
-    CUDA_TRY(cudaEventSynchronize(event[1]));
-    CUDA_TRY(cudaEventElapsedTime(out, event[0], event[1]));
+    CUDA_OK(CUDA_CALL(cudaEventRecord(event[1], cuda.stream)));
+    CUDA_OK(CUDA_CALL(cudaEventSynchronize(event[1])));
+    CUDA_OK(CUDA_CALL(cudaEventElapsedTime(out, event[0], event[1])));
     return ASEN_OK;
 }
 
@@ -365,7 +365,7 @@ static int convolve(operands *o, const conv_spec *spec)
 /* Sums over nothing: zeros, and what is added to them. */
 static int convolve_nothing(const operands *o, const conv_spec *spec, const asen_tensor *out)
 {
-    CUDA_TRY(cudaMemsetAsync(asen_tensor_data(out), 0, asen_tensor_bytes(out), cuda.stream));
+    CUDA_OK(CUDA_CALL(cudaMemsetAsync(asen_tensor_data(out), 0, asen_tensor_bytes(out), cuda.stream)));
     return spec->bias || spec->residual || spec->relu ? conv_epilogue(spec, o->data) : ASEN_OK;
 }
 

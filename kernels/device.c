@@ -48,8 +48,8 @@ int cuda_device_open(void)
     cudaError_t error = cudaGetDeviceCount(&count);
     if (error != cudaSuccess || count == 0)
         return no_device(error == cudaSuccess ? cudaErrorNoDevice : error);
-    CUDA_TRY(cudaSetDevice(0));
-    CUDA_TRY(cudaGetDeviceProperties(&properties, 0));
+    CUDA_OK(CUDA_CALL(cudaSetDevice(0)));
+    CUDA_OK(CUDA_CALL(cudaGetDeviceProperties(&properties, 0)));
     cuda.sm = 10 * properties.major + properties.minor;
     cuda.multiprocessors = properties.multiProcessorCount;
     cuda.shared_limit = properties.sharedMemPerBlock;
@@ -57,8 +57,8 @@ int cuda_device_open(void)
     if (cuda.sm < OLDEST)
         return cuda_host.fail(ASEN_ERR_DEVICE, "%s has compute capability %d.%d, and 7.5 is the oldest that this build has kernels for",
                               cuda.name, properties.major, properties.minor);
-    CUDA_TRY(cudaStreamCreateWithFlags(&cuda.stream, cudaStreamNonBlocking));
-    CUDA_TRY(cudaHostAlloc(&fault, sizeof *cuda.fault, cudaHostAllocMapped | cudaHostAllocPortable));
+    CUDA_OK(CUDA_CALL(cudaStreamCreateWithFlags(&cuda.stream, cudaStreamNonBlocking)));
+    CUDA_OK(CUDA_CALL(cudaHostAlloc(&fault, sizeof *cuda.fault, cudaHostAllocMapped | cudaHostAllocPortable)));
     memset(fault, 0, sizeof *cuda.fault);
     cuda.fault = fault;
     return ASEN_OK;
@@ -78,7 +78,7 @@ void cuda_device_close(void)
 int cuda_memory_alloc(void *self, size_t bytes, void **out)
 {
     *out = NULL;
-    CUDA_TRY(cudaMalloc(out, bytes));
+    CUDA_OK(CUDA_CALL(cudaMalloc(out, bytes)));
     return ASEN_OK;
 }
 
@@ -92,7 +92,7 @@ void cuda_memory_free(void *self, void *data)
 
 int cuda_memory_info(void *self, size_t *free_bytes, size_t *total_bytes)
 {
-    CUDA_TRY(cudaMemGetInfo(free_bytes, total_bytes));
+    CUDA_OK(CUDA_CALL(cudaMemGetInfo(free_bytes, total_bytes)));
     return ASEN_OK;
 }
 
@@ -117,7 +117,7 @@ int cuda_fault_check(void)
 
 int cuda_synchronize(void *self)
 {
-    CUDA_TRY(cudaStreamSynchronize(cuda.stream));
+    CUDA_OK(CUDA_CALL(cudaStreamSynchronize(cuda.stream)));
     return cuda_fault_check();
 }
 

@@ -27,21 +27,19 @@ static cublasLtHandle_t handle;
 static plan *plans[BUCKETS];
 static int plan_count;
 
-static int fail(cublasStatus_t status, const char *call)
+static int cublas_fail(cublasStatus_t error, const char *call)
 {
     int length = (int)strcspn(call, "(");
-    int code = status == CUBLAS_STATUS_ALLOC_FAILED ? ASEN_ERR_MEMORY : ASEN_ERR_DEVICE;
-    return cuda_host.fail(code, "%.*s: %s", length, call, cublasLtGetStatusString(status));
+    int code = error == CUBLAS_STATUS_ALLOC_FAILED ? ASEN_ERR_MEMORY : ASEN_ERR_DEVICE;
+    return cuda_host.fail(code, "%.*s: %s", length, call, cublasLtGetStatusString(error));
 }
 
-#define TRY(call)                                                                                                      \
-    do {                                                                                                               \
-        cublasStatus_t status_ = (call);                                                                               \
-        if (status_ != CUBLAS_STATUS_SUCCESS) {                                                                        \
-            status = fail(status_, #call);                                                                             \
-            goto done;                                                                                                 \
-        }                                                                                                              \
-    } while (0)
+static inline int cublas_status(cublasStatus_t error, const char *call)
+{
+    return error == CUBLAS_STATUS_SUCCESS ? ASEN_OK : cublas_fail(error, call);
+}
+/* A call of cuBLASLt as a status of the core's. */
+#define CUBLAS_CALL(call) cublas_status((call), #call)
 
 static cudaDataType_t data_type(int32_t dtype)
 {
@@ -75,39 +73,52 @@ static void plan_free(plan *p)
     free(p);
 }
 
+static int layout_set(cublasLtMatrixLayout_t layout, cublasLtMatrixLayoutAttribute_t name, const void *value, size_t size)
+{
+    return CUBLAS_CALL(cublasLtMatrixLayoutSetAttribute(layout, name, value, size));
+}
+
+static int operation_set(const plan *p, cublasLtMatmulDescAttributes_t name, const void *value, size_t size)
+{
+    return CUBLAS_CALL(cublasLtMatmulDescSetAttribute(p->operation, name, value, size));
+}
+
+static int preference_set(cublasLtMatmulPreference_t preference, cublasLtMatmulPreferenceAttributes_t name,
+                          const void *value, size_t size)
+{
+    return CUBLAS_CALL(cublasLtMatmulPreferenceSetAttribute(preference, name, value, size));
+}
+
 /* A batch of dense row-major (rows, columns), read as column-major (columns, rows). */
 static int layout_new(cublasLtMatrixLayout_t *out, const cuda_product *p, int64_t rows, int64_t columns)
 {
-    int status = ASEN_OK;
     int32_t batch = (int32_t)p->batch;
     int64_t stride = rows * columns;
-    TRY(cublasLtMatrixLayoutCreate(out, data_type(p->dtype), (uint64_t)columns, (uint64_t)rows, columns));
+    CUDA_OK(CUBLAS_CALL(cublasLtMatrixLayoutCreate(out, data_type(p->dtype), (uint64_t)columns, (uint64_t)rows, columns)));
     if (batch > 1) {
-        TRY(cublasLtMatrixLayoutSetAttribute(*out, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch, sizeof batch));
-        TRY(cublasLtMatrixLayoutSetAttribute(*out, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof stride));
+        CUDA_OK(layout_set(*out, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &batch, sizeof batch));
+        CUDA_OK(layout_set(*out, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof stride));
     }
-done:
-    return status;
+    return ASEN_OK;
 }
 
 static int operation_new(plan *p)
 {
-    int status = ASEN_OK;
     const cuda_product *key = &p->key;
     cublasOperation_t transpose = CUBLAS_OP_T;
     cublasLtEpilogue_t epilogue = key->bias && key->relu ? CUBLASLT_EPILOGUE_RELU_BIAS
                                   : key->bias            ? CUBLASLT_EPILOGUE_BIAS
                                                          : CUBLASLT_EPILOGUE_RELU;
-    TRY(cublasLtMatmulDescCreate(&p->operation, compute_type(key), key->dtype == ASEN_F64 ? CUDA_R_64F : CUDA_R_32F));
+    CUDA_OK(CUBLAS_CALL(cublasLtMatmulDescCreate(&p->operation, compute_type(key),
+                                                 key->dtype == ASEN_F64 ? CUDA_R_64F : CUDA_R_32F)));
     /* b stands first: see above */
     if (key->trans_b)
-        TRY(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSA, &transpose, sizeof transpose));
+        CUDA_OK(operation_set(p, CUBLASLT_MATMUL_DESC_TRANSA, &transpose, sizeof transpose));
     if (key->trans_a)
-        TRY(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_TRANSB, &transpose, sizeof transpose));
+        CUDA_OK(operation_set(p, CUBLASLT_MATMUL_DESC_TRANSB, &transpose, sizeof transpose));
     if (key->bias || key->relu)
-        TRY(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
-done:
-    return status;
+        CUDA_OK(operation_set(p, CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue, sizeof epilogue));
+    return ASEN_OK;
 }
 
 static int algorithm_choose(plan *p)
@@ -120,17 +131,17 @@ static int algorithm_choose(plan *p)
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
     size_t most = WORKSPACE;
     uint32_t alignment = (uint32_t)p->key.alignment;
-    TRY(cublasLtMatmulPreferenceCreate(&preference));
-    TRY(cublasLtMatmulPreferenceSetAttribute(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &most, sizeof most));
+    CUDA_STEP(CUBLAS_CALL(cublasLtMatmulPreferenceCreate(&preference)));
+    CUDA_STEP(preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &most, sizeof most));
     for (int i = 0; i < 4; i++)
-        TRY(cublasLtMatmulPreferenceSetAttribute(preference, alignments[i], &alignment, sizeof alignment));
+        CUDA_STEP(preference_set(preference, alignments[i], &alignment, sizeof alignment));
     cublasStatus_t answer = cublasLtMatmulAlgoGetHeuristic(handle, p->operation, p->b, p->a, p->y, p->y, preference, 1,
                                                            &result, &found);
     if (answer == CUBLAS_STATUS_NOT_SUPPORTED || (answer == CUBLAS_STATUS_SUCCESS && found == 0)) {
         status = ASEN_DECLINED;
         goto done;
     }
-    TRY(answer);
+    CUDA_STEP(cublas_status(answer, "cublasLtMatmulAlgoGetHeuristic"));
     p->algorithm = result.algo;
     p->workspace = result.workspaceSize;
 done:
@@ -149,16 +160,12 @@ static int plan_new(const cuda_product *key, plan **out)
         return cuda_host.fail(ASEN_ERR_MEMORY, "out of memory");
     p->key = *key;
     if (handle == NULL)
-        TRY(cublasLtCreate(&handle));
-    status = operation_new(p);
-    if (status == ASEN_OK)
-        status = key->trans_a ? layout_new(&p->a, key, key->k, key->m) : layout_new(&p->a, key, key->m, key->k);
-    if (status == ASEN_OK)
-        status = key->trans_b ? layout_new(&p->b, key, key->n, key->k) : layout_new(&p->b, key, key->k, key->n);
-    if (status == ASEN_OK)
-        status = layout_new(&p->y, key, key->m, key->n);
-    if (status == ASEN_OK)
-        status = algorithm_choose(p);
+        CUDA_STEP(CUBLAS_CALL(cublasLtCreate(&handle)));
+    CUDA_STEP(operation_new(p));
+    CUDA_STEP(key->trans_a ? layout_new(&p->a, key, key->k, key->m) : layout_new(&p->a, key, key->m, key->k));
+    CUDA_STEP(key->trans_b ? layout_new(&p->b, key, key->n, key->k) : layout_new(&p->b, key, key->k, key->n));
+    CUDA_STEP(layout_new(&p->y, key, key->m, key->n));
+    CUDA_STEP(algorithm_choose(p));
 done:
     if (status != ASEN_OK)
         plan_free(p);
@@ -238,17 +245,14 @@ int cuda_product_run(const asen_call *call, cuda_product *key, const void *a, co
     key->residual = residual != NULL;
 
     pthread_mutex_lock(&lock);
-    int status = plan_get(key, &p);
-    if (status != ASEN_OK)
-        goto done;
+    int status;
+    CUDA_STEP(plan_get(key, &p));
     if (p->workspace > 0)
-        status = cuda_scratch_new(call, p->workspace, &workspace);
-    if (status != ASEN_OK)
-        goto done;
+        CUDA_STEP(cuda_scratch_new(call, p->workspace, &workspace));
     if (key->bias)
-        TRY(cublasLtMatmulDescSetAttribute(p->operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
-    TRY(cublasLtMatmul(handle, p->operation, one, b, p->b, a, p->a, beta, residual != NULL ? residual : y, p->y, y, p->y,
-                       &p->algorithm, workspace, p->workspace, cuda.stream));
+        CUDA_STEP(operation_set(p, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias, sizeof bias));
+    CUDA_STEP(CUBLAS_CALL(cublasLtMatmul(handle, p->operation, one, b, p->b, a, p->a, beta, residual != NULL ? residual : y, p->y,
+                                         y, p->y, &p->algorithm, workspace, p->workspace, cuda.stream)));
 done:
     if (workspace != NULL)
         cuda_scratch_free(call, workspace, p->workspace);

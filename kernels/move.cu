@@ -66,7 +66,7 @@ template <typename U> int launch_move(const space *s, const char *x, char *y)
 int move(space *s, const char *x, char *y, int bytes)
 {
     if (space_is_contiguous(s)) {
-        CUDA_TRY(cudaMemcpyAsync(y, x, (size_t)s->size[0] * bytes, cudaMemcpyDeviceToDevice, cuda.stream));
+        CUDA_OK(CUDA_CALL(cudaMemcpyAsync(y, x, (size_t)s->size[0] * bytes, cudaMemcpyDeviceToDevice, cuda.stream)));
         return ASEN_OK;
     }
     if (space_too_large(s)) {

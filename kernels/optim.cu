@@ -265,7 +265,7 @@ static int unscale_and_wait(asen_dtype dtype, int64_t count, void *const *data, 
 {
     void *made = answer;
     if (made == NULL)
-        CUDA_TRY(cudaHostAlloc(&made, sizeof *answer, cudaHostAllocMapped | cudaHostAllocPortable));
+        CUDA_OK(CUDA_CALL(cudaHostAlloc(&made, sizeof *answer, cudaHostAllocMapped | cudaHostAllocPortable)));
     answer = (int *)made;
     *answer = 0;
     CUDA_OK(unscale_any(dtype, count, data, length, factor));

@@ -27,7 +27,7 @@ static unsigned next;
 
 int cuda_transfer_open(void)
 {
-    CUDA_TRY(cudaStreamCreateWithFlags(&uploads, cudaStreamNonBlocking));
+    CUDA_OK(CUDA_CALL(cudaStreamCreateWithFlags(&uploads, cudaStreamNonBlocking)));
     return ASEN_OK;
 }
 
@@ -37,12 +37,12 @@ static int slot_open(slot *s)
     if (s->host != NULL)
         return ASEN_OK;
     if (s->device == NULL)
-        CUDA_TRY(cudaMalloc(&s->device, SLOT_BYTES));
+        CUDA_OK(CUDA_CALL(cudaMalloc(&s->device, SLOT_BYTES)));
     if (s->arrived == NULL)
-        CUDA_TRY(cudaEventCreateWithFlags(&s->arrived, cudaEventDisableTiming));
+        CUDA_OK(CUDA_CALL(cudaEventCreateWithFlags(&s->arrived, cudaEventDisableTiming)));
     if (s->taken == NULL)
-        CUDA_TRY(cudaEventCreateWithFlags(&s->taken, cudaEventDisableTiming));
-    CUDA_TRY(cudaHostAlloc(&s->host, SLOT_BYTES, cudaHostAllocDefault));
+        CUDA_OK(CUDA_CALL(cudaEventCreateWithFlags(&s->taken, cudaEventDisableTiming)));
+    CUDA_OK(CUDA_CALL(cudaHostAlloc(&s->host, SLOT_BYTES, cudaHostAllocDefault)));
     return ASEN_OK;
 }
 
@@ -52,15 +52,15 @@ static int upload_piece(void *target, const void *source, size_t bytes)
     slot *s = &ring[next++ % SLOTS];
     CUDA_OK(slot_open(s));
     if (s->used) {
-        CUDA_TRY(cudaEventSynchronize(s->arrived));
-        CUDA_TRY(cudaStreamWaitEvent(uploads, s->taken, 0));
+        CUDA_OK(CUDA_CALL(cudaEventSynchronize(s->arrived)));
+        CUDA_OK(CUDA_CALL(cudaStreamWaitEvent(uploads, s->taken, 0)));
     }
     memcpy(s->host, source, bytes);
-    CUDA_TRY(cudaMemcpyAsync(s->device, s->host, bytes, cudaMemcpyHostToDevice, uploads));
-    CUDA_TRY(cudaEventRecord(s->arrived, uploads));
-    CUDA_TRY(cudaStreamWaitEvent(cuda.stream, s->arrived, 0));
-    CUDA_TRY(cudaMemcpyAsync(target, s->device, bytes, cudaMemcpyDeviceToDevice, cuda.stream));
-    CUDA_TRY(cudaEventRecord(s->taken, cuda.stream));
+    CUDA_OK(CUDA_CALL(cudaMemcpyAsync(s->device, s->host, bytes, cudaMemcpyHostToDevice, uploads)));
+    CUDA_OK(CUDA_CALL(cudaEventRecord(s->arrived, uploads)));
+    CUDA_OK(CUDA_CALL(cudaStreamWaitEvent(cuda.stream, s->arrived, 0)));
+    CUDA_OK(CUDA_CALL(cudaMemcpyAsync(target, s->device, bytes, cudaMemcpyDeviceToDevice, cuda.stream)));
+    CUDA_OK(CUDA_CALL(cudaEventRecord(s->taken, cuda.stream)));
     s->used = true;
     return ASEN_OK;
 }
@@ -84,9 +84,9 @@ int cuda_memory_copy(void *self, void *target, const void *source, size_t bytes,
     if (kind == ASEN_HOST_TO_DEVICE)
         return cuda_upload(target, source, bytes);
     if (kind == ASEN_DEVICE_TO_DEVICE) {
-        CUDA_TRY(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToDevice, cuda.stream));
+        CUDA_OK(CUDA_CALL(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToDevice, cuda.stream)));
         return ASEN_OK;
     }
-    CUDA_TRY(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToHost, cuda.stream));
+    CUDA_OK(CUDA_CALL(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToHost, cuda.stream)));
     return cuda_synchronize(self);
 }

@@ -432,9 +432,9 @@ def test_every_call_failing_once(plugin):
 
 # One order less in the plugin's uploads and downloads: a statement, and what stands in its place.
 LESS_ORDER = {
-    "kernels before the upload": (r"CUDA_TRY\(cudaStreamWaitEvent\(cuda.stream, s->arrived, 0\)\);", ""),
-    "a slot's host memory": (r"CUDA_TRY\(cudaEventSynchronize\(s->arrived\)\);", ""),
-    "a slot's device memory": (r"CUDA_TRY\(cudaStreamWaitEvent\(uploads, s->taken, 0\)\);", ""),
+    "kernels before the upload": (r"CUDA_OK\(CUDA_CALL\(cudaStreamWaitEvent\(cuda.stream, s->arrived, 0\)\)\);", ""),
+    "a slot's host memory": (r"CUDA_OK\(CUDA_CALL\(cudaEventSynchronize\(s->arrived\)\)\);", ""),
+    "a slot's device memory": (r"CUDA_OK\(CUDA_CALL\(cudaStreamWaitEvent\(uploads, s->taken, 0\)\)\);", ""),
     "downloads": (r"return cuda_synchronize\(self\);\n\}\s*$", "return ASEN_OK;\n}\n"),
 }
 UPLOADS = """
