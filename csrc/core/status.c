@@ -1,7 +1,8 @@
-/* The thread-local error message: see status.h. */
+/* The thread-local error message, and warnings: see status.h. */
 #include "core/status.h"
 
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -32,4 +33,24 @@ void asen_fail_prefix(const char *format, ...)
 const char *asen_fail_message(void)
 {
     return message;
+}
+
+static void (*_Atomic warn_handler)(const char *message);
+
+void asen_warn_set_handler(void (*handler)(const char *message))
+{
+    atomic_store(&warn_handler, handler);
+}
+
+void asen_warn(const char *format, ...)
+{
+    char text[sizeof message];
+    void (*handler)(const char *) = atomic_load(&warn_handler);
+    if (handler == NULL)
+        return;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    handler(text);
 }

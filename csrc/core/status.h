@@ -32,6 +32,12 @@ void asen_fail_prefix(const char *format, ...) __attribute__((format(printf, 1, 
 /* The thread's last message; borrowed, valid until the thread fails again. Never NULL. */
 const char *asen_fail_message(void);
 
+/* Something that a user should know although it is no error (a slower way was taken, say). Whoever says it sees to it that
+ * it is said once. May be called from any thread, with locks held: the handler takes no lock of others and returns at
+ * once. Without a handler it is dropped. */
+void asen_warn(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void asen_warn_set_handler(void (*handler)(const char *message));
+
 #ifdef __cplusplus
 }
 #endif

@@ -17,6 +17,7 @@
     ROOM(ops) \
     ROOM(dlpack) \
     ROOM(runtime) \
+    ROOM(warn) \
     ROOM(metrics) \
     ROOM(image)
 
