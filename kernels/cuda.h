@@ -73,7 +73,7 @@ int cuda_fault_check(void); /* after waiting: ASEN_ERR_INDEX, and the fault is t
 
 /* device.c */
 int cuda_device_open(void);
-void cuda_device_close(void); /* after an opening that failed */
+void cuda_device_close(void);
 int cuda_memory_alloc(void *self, size_t bytes, void **out);
 void cuda_memory_free(void *self, void *data);
 int cuda_memory_info(void *self, size_t *free_bytes, size_t *total_bytes);
@@ -82,6 +82,7 @@ int cuda_set_option(void *self, const char *name, int64_t value);
 
 /* transfer.c */
 int cuda_transfer_open(void);
+void cuda_transfer_close(void);
 int cuda_memory_copy(void *self, void *target, const void *source, size_t bytes, asen_copy_kind kind);
 /* An int32 or pointer table for one kernel: `bytes` of host memory, copied into queue-ordered device
  * memory of the caller's (from scratch_new). The source may be reused at once. */

@@ -31,6 +31,13 @@ int cuda_transfer_open(void)
     return ASEN_OK;
 }
 
+void cuda_transfer_close(void)
+{
+    if (uploads != NULL)
+        cudaStreamDestroy(uploads);
+    uploads = NULL;
+}
+
 /* A slot's buffers are made when it is first used. */
 static int slot_open(slot *s)
 {

@@ -119,8 +119,6 @@ static asen_kernel reference_kernel(asen_op op) { return op < ASEN_OP_COUNT ? as
 
 static const asen_backend backend = {
     .abi = ASEN_BACKEND_ABI,
-    .op_count = ASEN_OP_COUNT,
-    .op_names = "",
     .name = "cpu",
     .memory = {
         .host_memory = true,

@@ -11,15 +11,23 @@
 
 ASEN_C_BEGIN
 
-#define ASEN_BACKEND_ABI 3
+/* Moves when what a plugin and the core exchange first changes: the start of the two structs below, and asen_abi.
+ * Whatever else differs is found by comparing those (abi.h). */
+#define ASEN_BACKEND_ABI 4
+
+typedef struct asen_abi asen_abi;
 
 typedef struct asen_backend {
-    uint32_t abi;         /* ASEN_BACKEND_ABI */
-    uint32_t op_count;    /* ASEN_OP_COUNT: the same op list */
-    const char *op_names; /* asen_op_names(): compared on loading */
-    const char *name;     /* "cpu", "cuda" */
+    uint32_t abi;          /* ASEN_BACKEND_ABI */
+    const asen_abi *built; /* asen_abi_here(): compared on loading */
+    const char *name;      /* "cpu", "cuda" */
     asen_memory memory;
     void *self;
+
+    /* Makes the device ready: called once, before anything else; after a failure nothing of it may be left, and it may be
+     * called again. `close` takes back what `open` did. NULL: there is nothing to do. */
+    int (*open)(void *self);
+    void (*close)(void *self);
 
     /* Dense `source` into `target` of any strides, of the same dtype and shape. NULL: unsupported. */
     int (*write_strided)(void *self, const asen_tensor *target, const asen_tensor *source);
@@ -40,11 +48,9 @@ typedef struct asen_backend {
     asen_kernel (*reference_kernel)(asen_op op);
 } asen_backend;
 
-/* The comma-separated names of all ops, in order: an ABI check for plugins. */
-const char *asen_op_names(void);
-
 /* Adds a device of the backend's name. An error where there is one already. */
 int asen_device_add(const asen_backend *backend, asen_device **out);
+
 /* A device by name ("cpu", "cuda", or the name of a plugin loaded before): borrowed, or NULL
  * with a message. */
 int asen_device_get(const char *name, asen_device **out);
@@ -52,23 +58,27 @@ asen_device *asen_device_cpu(void); /* borrowed: the first device that was added
 
 /* What a plugin gets at init: it is loaded locally and cannot call the module's symbols. */
 typedef struct asen_services {
-    uint32_t abi;
-    uint32_t op_count;
-    const char *op_names;
+    uint32_t abi; /* ASEN_BACKEND_ABI: where it is another one, a plugin reads no further */
     int (*fail)(int code, const char *format, ...);
     void (*fail_prefix)(const char *format, ...);
+    void (*warning)(const char *format, ...);
     int (*scratch_new)(asen_device *device, size_t bytes, void **out);
     void (*scratch_free)(asen_device *device, void *data, size_t bytes);
+    /* Waits for the device and gives back to it the memory that is kept for reuse. */
+    void (*memory_release)(asen_device *device);
     /* The CPU's reference kernel of an op: for tests of backends on the host. */
     asen_kernel (*reference_kernel)(asen_op op);
     const asen_backend *cpu;
 } asen_services;
 
-/* A plugin exports exactly this symbol. */
+/* A plugin exports exactly this symbol: it keeps the services and gives its table, and does nothing else; the device is
+ * opened by the table's `open`, once the core knows that it wants it. */
 #define ASEN_PLUGIN_SYMBOL "asen_plugin_init"
 typedef int (*asen_plugin_init_fn)(const asen_services *services, const asen_backend **out);
 
-/* dlopens a plugin, checks ABI and op list, adds its device under its backend's name. */
+/* dlopens a plugin, compares what both were built from, opens its device and adds it under its name. A library that is
+ * loaded already, by whatever path, is left as it is; another one whose device has a name that is taken is refused before
+ * it is opened. Any thread may call it. */
 int asen_plugin_load(const char *path);
 
 ASEN_C_END

@@ -109,7 +109,10 @@ static PyObject *load_plugin(PyObject *module, PyObject *args)
     PyObject *path;
     if (!PyArg_ParseTuple(args, "O&:load_plugin", PyUnicode_FSConverter, &path))
         return NULL;
-    int status = asen_plugin_load(PyBytes_AS_STRING(path));
+    int status;
+    Py_BEGIN_ALLOW_THREADS
+    status = asen_plugin_load(PyBytes_AS_STRING(path)); /* opening a GPU takes seconds */
+    Py_END_ALLOW_THREADS
     Py_DECREF(path);
     if (status != ASEN_OK)
         return asen_py_raise(status);

@@ -1,7 +1,7 @@
 /* Warnings of the core and of plugins become records of Python's logger "asenpp".
  *
  * Whoever warns may hold any lock, and the GIL or not; so nothing of Python runs there. The text is kept, and the
- * interpreter is asked to come by: it calls `emit` in the main thread, between two instructions. */
+ * interpreter is asked to come by: it calls `emit` in the main thread, once that has taken the GIL again. */
 #include "python/module.h"
 
 #include <pthread.h>

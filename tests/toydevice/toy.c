@@ -4,12 +4,16 @@
  * own, only when a copy to the host or `synchronize` asks for it. Fresh memory is filled with
  * 0xFF (NaN), and memory that goes back is, so a core that reads on the host before the queue
  * has run, or that relies on a tensor staying alive, gets NaN. Kernels are the reference's.
- * Tensor descriptors are copied when a call is queued: the core may free its own at once. */
+ * Tensor descriptors are copied when a call is queued: the core may free its own at once.
+ *
+ * TOY_WRONG_ABI and TOY_OPEN_FAILS make devices that must be refused. */
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "ops/backend.h"
+#include <unistd.h>
+
+#include "ops/abi.h"
 
 enum { MAX_IN = 64 };
 
@@ -197,8 +201,69 @@ static int optim_step(void *self, const asen_optim_call *call)
     return ASEN_OK;
 }
 
+static void *warn_twice(void *unused)
+{
+    host.warning("toy: %d of %s", 1, "2");
+    host.warning("toy: 2 of 2");
+    return NULL;
+}
+
+/* "warn": says something, from a thread of its own that the caller waits for. */
+static int set_option(void *self, const char *name, int64_t value)
+{
+    pthread_t thread;
+    if (strcmp(name, "warn") != 0)
+        return host.fail(ASEN_ERR_VALUE, "toy has no option '%s'", name);
+    if (pthread_create(&thread, NULL, warn_twice, NULL) != 0)
+        return host.fail(ASEN_ERR_DEVICE, "toy: no thread");
+    pthread_join(thread, NULL);
+    return ASEN_OK;
+}
+
+static int opened, closed; /* calls of open and of close */
+
+#ifdef TOY_OPEN_FAILS
+/* What a library behind a device may leave: a thread that goes on in its code, a function to be called at exit. */
+static _Atomic int ticks;
+
+static void *idle(void *unused)
+{
+    for (;; ticks++)
+        usleep(1000);
+    return NULL;
+}
+
+__attribute__((visibility("default"))) int toy_ticks(void) { return ticks; }
+
+static void at_exit(void) { closed++; }
+#endif
+
+static int toy_open(void *self)
+{
+    opened++;
+    queued = ran = 0;
+    failed = ASEN_OK;
+    first = NULL;
+    last = &first;
+#ifdef TOY_OPEN_FAILS
+    pthread_t thread;
+    if (opened == 1) {
+        atexit(at_exit);
+        if (pthread_create(&thread, NULL, idle, NULL) == 0)
+            pthread_detach(thread);
+        return host.fail(ASEN_ERR_DEVICE, "toy: does not open");
+    }
+#endif
+    return ASEN_OK;
+}
+
+static void toy_close(void *self) { closed++; }
+
 static asen_backend backend = {
+    .abi = ASEN_BACKEND_ABI,
     .name = "toy",
+    .open = toy_open,
+    .close = toy_close,
     .memory = {
         .alloc = memory_alloc,
         .free = memory_free,
@@ -208,21 +273,24 @@ static asen_backend backend = {
     },
     .dispatch = dispatch,
     .optim_step = optim_step,
+    .set_option = set_option,
 };
 
 __attribute__((visibility("default"))) int asen_plugin_init(const asen_services *services, const asen_backend **out)
 {
-    host = *services;
-    backend.abi = ASEN_BACKEND_ABI;
-    backend.op_count = ASEN_OP_COUNT;
-    backend.op_names = host.op_names;
 #ifdef TOY_WRONG_ABI
     backend.abi++;
+    backend.name = NULL; /* and what else follows means something else */
 #endif
+    backend.built = asen_abi_here();
     *out = &backend;
+    if (services->abi == ASEN_BACKEND_ABI)
+        host = *services;
     return ASEN_OK;
 }
 
 /* For the test: how many tasks were queued and how many ran so far. */
 __attribute__((visibility("default"))) uint64_t toy_queued(void) { return queued; }
 __attribute__((visibility("default"))) uint64_t toy_ran(void) { return ran; }
+/* How often it was opened. */
+__attribute__((visibility("default"))) int toy_opened(void) { return opened; }
