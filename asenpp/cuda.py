@@ -56,6 +56,17 @@ def _load_library(name: str) -> None:
 
 
 _lock = threading.Lock()
+_forked = False
+
+
+def _in_child() -> None:
+    """After a fork: a thread that held the lock is not there, and what the parent opened cannot be used."""
+    global _lock, _forked
+    _lock = threading.Lock()
+    _forked = _forked or _load.cache_info().currsize > 0 and not _load()
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 def why_not() -> str:
@@ -63,6 +74,9 @@ def why_not() -> str:
 
     Loads the plugin on the first call, so nothing of CUDA is touched before somebody asks.
     """
+    if _forked:
+        return ("CUDA cannot be used in a process that was forked after CUDA was: start it with multiprocessing's method "
+                "'spawn', or fork before the device \"cuda\" is first named")
     with _lock:     # a second thread that asks meanwhile waits, and does not load it again
         return _load()
 

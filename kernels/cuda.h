@@ -19,6 +19,8 @@ ASEN_C_BEGIN
 /* The core's services, set when the plugin is loaded. */
 extern asen_services cuda_host;
 
+enum { CUDA_DEVICE = 0 }; /* the GPU's number in this process */
+
 typedef struct cuda_state {
     cudaStream_t stream;
     int sm;              /* compute capability, 90 for 9.0 */
@@ -72,8 +74,14 @@ typedef struct cuda_fault {
 int cuda_fault_check(void); /* after waiting: ASEN_ERR_INDEX, and the fault is taken back */
 
 /* device.c */
-int cuda_device_open(void);
+int cuda_device_open(void); /* leaves the thread's choice of a GPU as it was; so does close */
 void cuda_device_close(void);
+/* Every function of the table stands between these two (plugin.c): other libraries in the process may have chosen another
+ * GPU for this thread, and a new thread has chosen the first one. An error in a process that was forked since CUDA was
+ * opened: nothing of CUDA may be touched there, pinned memory included. */
+int cuda_enter(int *before);
+void cuda_leave(int before);
+bool cuda_is_forked(void);
 int cuda_memory_alloc(void *self, size_t bytes, void **out);
 void cuda_memory_free(void *self, void *data);
 int cuda_memory_info(void *self, size_t *free_bytes, size_t *total_bytes);
@@ -98,6 +106,7 @@ int cuda_unscale(void *self, asen_dtype dtype, int64_t count, void *const *data,
                  bool *finite);
 
 /* cudnn_conv.c */
+int cuda_conv_check_library(void); /* whether the cuDNN that was loaded is one for this build */
 void cuda_conv_forget(void); /* frees plans and the cuDNN handle; they are made again when needed */
 /* How many plans to try on real data when a convolution is first met (8 at most), keeping the fastest; 0 or
  * 1: what the heuristics put first. Timings decide then, so two runs may differ in their last bits. */
@@ -105,6 +114,7 @@ int cuda_conv_set_autotune(int n);
 void cuda_conv_set_direct(bool only); /* our kernels in place of cuDNN, which they otherwise only stand behind */
 
 /* matmul.c */
+int cuda_matmul_check_library(void);
 void cuda_matmul_forget(void); /* frees plans and the cuBLASLt handle, until they are needed */
 
 /* int cuda_<op>(const asen_call *) for every row: what is missing does not link. */

@@ -4,6 +4,7 @@
  * One handle, on the device's stream; one lock around it and the cache, held while a convolution is
  * queued (some microseconds) or planned (a millisecond or so). Plans know no addresses: what lies
  * unaligned is copied first, so the same shapes always run the same plan. */
+#include <dlfcn.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +14,7 @@
 #include "cuda.h"
 #include "cudnn_graph.h"
 
-enum { ALIGNMENT = 16, SMALL = 1 << 20, BUCKETS = 1024, GENERATION = 1024, MAX_AUTOTUNE = 8 };
+enum { OLDEST = 90800, ALIGNMENT = 16, SMALL = 1 << 20, BUCKETS = 1024, GENERATION = 1024, MAX_AUTOTUNE = 8 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static cudnnHandle_t handle;
@@ -107,6 +108,21 @@ static int handle_open(void)
     cudnnDestroy(handle);
     handle = NULL;
     return code;
+}
+
+/* All of cuDNN 9 has one file name, for whatever CUDA it is. */
+int cuda_conv_check_library(void)
+{
+    Dl_info file = {0};
+    size_t version = cudnnGetVersion(), runtime = cudnnGetCudartVersion(); /* 90800: 9.8.0; 13000: 13.0 */
+    if (version / 10000 == CUDNN_MAJOR && version >= OLDEST && runtime / 1000 == CUDART_VERSION / 1000)
+        return ASEN_OK;
+    dladdr((void *)cudnnGetVersion, &file);
+    return cuda_host.fail(ASEN_ERR_DEVICE, "cuDNN %zu.%zu.%zu for CUDA %zu.%zu is loaded (%s), and 9.8 or later for CUDA %d is "
+                          "wanted: pip install nvidia-cudnn-cu13, and see that no other one is found before it "
+                          "(LD_LIBRARY_PATH; a PyTorch for another CUDA, imported before, brings its own)",
+                          version / 10000, version / 100 % 100, version % 100, runtime / 1000, runtime % 1000 / 10,
+                          file.dli_fname != NULL ? file.dli_fname : "?", CUDART_VERSION / 1000);
 }
 
 /* With the lock held. */

@@ -1,4 +1,5 @@
-/* The GPU: opening it, its memory, waiting for it, and what its errors become. */
+/* The GPU: opening it, choosing it, its memory, waiting for it, and what its errors become. */
+#include <pthread.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -21,6 +22,36 @@ int cuda_launched(const char *kernel)
     return error == cudaSuccess ? ASEN_OK : cuda_fail(error, kernel);
 }
 
+/* ---- entering ---- */
+
+static bool forked; /* in a child of fork: CUDA was opened before */
+
+static void child_of_fork(void) { forked = cuda.stream != NULL; }
+
+static int fail_forked(void)
+{
+    return cuda_host.fail(ASEN_ERR_DEVICE, "CUDA cannot be used in a process that was forked after CUDA was: start it with "
+                          "multiprocessing's method 'spawn', or fork before the device \"cuda\" is first named");
+}
+
+bool cuda_is_forked(void) { return forked; }
+
+int cuda_enter(int *before)
+{
+    if (forked)
+        return fail_forked();
+    CUDA_OK(CUDA_CALL(cudaGetDevice(before)));
+    return *before == CUDA_DEVICE ? ASEN_OK : CUDA_CALL(cudaSetDevice(CUDA_DEVICE));
+}
+
+void cuda_leave(int before)
+{
+    if (before != CUDA_DEVICE && cudaSetDevice(before) != cudaSuccess)
+        cudaGetLastError();
+}
+
+/* ---- opening ---- */
+
 /* One line that says what is missing and what to do. */
 static int no_device(cudaError_t error)
 {
@@ -33,6 +64,8 @@ static int no_device(cudaError_t error)
     if (error == cudaErrorInsufficientDriver)
         return cuda_host.fail(ASEN_ERR_DEVICE, "the NVIDIA driver is for CUDA %d.%d at most, and this build wants %d.%d: install a newer driver",
                               driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
+    if (error == cudaErrorInitializationError) /* another library has used CUDA before the fork */
+        return fail_forked();
     if (error == cudaErrorNoDevice)
         return cuda_host.fail(ASEN_ERR_DEVICE, "the driver sees no GPU (CUDA_VISIBLE_DEVICES, containers without --gpus?)");
     return cuda_host.fail(ASEN_ERR_DEVICE, "the driver sees no usable GPU: %s (%s)", cudaGetErrorString(error), cudaGetErrorName(error));
@@ -40,16 +73,12 @@ static int no_device(cudaError_t error)
 
 enum { OLDEST = 75 }; /* the oldest architecture that kernels are built for: setup.py */
 
-int cuda_device_open(void)
+/* With the GPU chosen. */
+static int open_chosen(void)
 {
     struct cudaDeviceProp properties;
-    int count = 0;
     void *fault = NULL;
-    cudaError_t error = cudaGetDeviceCount(&count);
-    if (error != cudaSuccess || count == 0)
-        return no_device(error == cudaSuccess ? cudaErrorNoDevice : error);
-    CUDA_OK(CUDA_CALL(cudaSetDevice(0)));
-    CUDA_OK(CUDA_CALL(cudaGetDeviceProperties(&properties, 0)));
+    CUDA_OK(CUDA_CALL(cudaGetDeviceProperties(&properties, CUDA_DEVICE)));
     cuda.sm = 10 * properties.major + properties.minor;
     cuda.multiprocessors = properties.multiProcessorCount;
     cuda.shared_limit = properties.sharedMemPerBlock;
@@ -61,11 +90,35 @@ int cuda_device_open(void)
     CUDA_OK(CUDA_CALL(cudaHostAlloc(&fault, sizeof *cuda.fault, cudaHostAllocMapped | cudaHostAllocPortable)));
     memset(fault, 0, sizeof *cuda.fault);
     cuda.fault = fault;
-    return ASEN_OK;
+    return cuda_transfer_open();
+}
+
+int cuda_device_open(void)
+{
+    static bool watched;
+    int count = 0, before;
+    cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess || count == 0)
+        return no_device(error == cudaSuccess ? cudaErrorNoDevice : error);
+    CUDA_OK(cuda_conv_check_library());
+    CUDA_OK(cuda_matmul_check_library());
+    if (!watched && pthread_atfork(NULL, NULL, child_of_fork) != 0)
+        return cuda_host.fail(ASEN_ERR_MEMORY, "no memory to watch for forks");
+    watched = true;
+    CUDA_OK(cuda_enter(&before));
+    int status = open_chosen();
+    if (status != ASEN_OK)
+        cuda_device_close();
+    cuda_leave(before);
+    return status;
 }
 
 void cuda_device_close(void)
 {
+    int before;
+    if (cuda_enter(&before) != ASEN_OK)
+        return;
+    cuda_transfer_close();
     if (cuda.stream != NULL)
         cudaStreamDestroy(cuda.stream);
     if (cuda.fault != NULL)
@@ -73,7 +126,10 @@ void cuda_device_close(void)
     cuda.stream = NULL;
     cuda.fault = NULL;
     cudaGetLastError();
+    cuda_leave(before);
 }
+
+/* ---- memory ---- */
 
 int cuda_memory_alloc(void *self, size_t bytes, void **out)
 {

@@ -5,6 +5,7 @@
  * a shape and kept. Float32 is computed in float32 unless the option tf32 is on. Split sums are added
  * up in a fixed order by every algorithm that cuBLASLt offers here, so the same call gives the same bits. */
 #include <cublasLt.h>
+#include <dlfcn.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -205,6 +206,19 @@ static int plan_get(const cuda_product *key, plan **out)
     *bucket = *out;
     plan_count++;
     return ASEN_OK;
+}
+
+int cuda_matmul_check_library(void)
+{
+    Dl_info file = {0};
+    size_t version = cublasLtGetVersion(); /* 131000: 13.10.0 */
+    if (version / 10000 == CUBLAS_VER_MAJOR && cublasLtGetCudartVersion() / 1000 == CUDART_VERSION / 1000)
+        return ASEN_OK;
+    dladdr((void *)cublasLtGetVersion, &file);
+    return cuda_host.fail(ASEN_ERR_DEVICE, "cuBLASLt %zu.%zu for CUDA %zu is loaded (%s), and %d for CUDA %d is wanted: pip "
+                          "install nvidia-cublas, and see that no other one is found before it (LD_LIBRARY_PATH)",
+                          version / 10000, version / 100 % 100, cublasLtGetCudartVersion() / 1000,
+                          file.dli_fname != NULL ? file.dli_fname : "?", CUBLAS_VER_MAJOR, CUDART_VERSION / 1000);
 }
 
 void cuda_matmul_forget(void)

@@ -36,7 +36,7 @@ static const char *inputs_text(const asen_call *call, char *buffer, size_t size)
     return buffer;
 }
 
-static int dispatch(void *self, const asen_call *call)
+static int run(const asen_call *call)
 {
     char text[512];
     int status = kernels[call->op] == NULL ? ASEN_DECLINED : kernels[call->op](call);
@@ -45,21 +45,69 @@ static int dispatch(void *self, const asen_call *call)
     return status;
 }
 
-static void close_device(void *self)
+/* ---- the table: every function enters the device, and leaves it ---- */
+
+#define ENTERED(...)                                                                                                   \
+    do {                                                                                                               \
+        int before_;                                                                                                   \
+        CUDA_OK(cuda_enter(&before_));                                                                                 \
+        int result_ = (__VA_ARGS__);                                                                                   \
+        cuda_leave(before_);                                                                                           \
+        return result_;                                                                                                \
+    } while (0)
+
+static int open_device(void *self) { return cuda_device_open(); }
+static void close_device(void *self) { cuda_device_close(); }
+
+static int memory_alloc(void *self, size_t bytes, void **out)
 {
-    cuda_transfer_close();
-    cuda_device_close();
+    *out = NULL;
+    ENTERED(cuda_memory_alloc(self, bytes, out));
 }
 
-static int open_device(void *self)
+static void memory_free(void *self, void *data)
 {
-    int status = cuda_device_open();
-    if (status == ASEN_OK)
-        status = cuda_transfer_open();
-    if (status != ASEN_OK)
-        close_device(self);
-    return status;
+    int before = CUDA_DEVICE;
+    if (cuda_is_forked()) /* it is the parent's */
+        return;
+    cuda_enter(&before); /* an address says whose it is: it is freed all the same */
+    cuda_memory_free(self, data);
+    cuda_leave(before);
 }
+
+static int memory_info(void *self, size_t *free_bytes, size_t *total_bytes)
+{
+    ENTERED(cuda_memory_info(self, free_bytes, total_bytes));
+}
+
+static int memory_copy(void *self, void *target, const void *source, size_t bytes, asen_copy_kind kind)
+{
+    ENTERED(cuda_memory_copy(self, target, source, bytes, kind));
+}
+
+static int memory_fill(void *self, void *target, const void *value, size_t size, int64_t count)
+{
+    ENTERED(cuda_fill(self, target, value, size, count));
+}
+
+static int memory_synchronize(void *self) { ENTERED(cuda_synchronize(self)); }
+
+static int write_strided(void *self, const asen_tensor *target, const asen_tensor *source)
+{
+    ENTERED(cuda_write_strided(self, target, source));
+}
+
+static int dispatch(void *self, const asen_call *call) { ENTERED(run(call)); }
+
+static int optim_step(void *self, const asen_optim_call *call) { ENTERED(cuda_optim_step(self, call)); }
+
+static int unscale(void *self, asen_dtype dtype, int64_t count, void *const *data, const int64_t *length, double factor,
+                   bool *finite)
+{
+    ENTERED(cuda_unscale(self, dtype, count, data, length, factor, finite));
+}
+
+static int set_option(void *self, const char *name, int64_t value) { ENTERED(cuda_set_option(self, name, value)); }
 
 static asen_backend backend = {
     .abi = ASEN_BACKEND_ABI,
@@ -67,18 +115,18 @@ static asen_backend backend = {
     .open = open_device,
     .close = close_device,
     .memory = {
-        .alloc = cuda_memory_alloc,
-        .free = cuda_memory_free,
-        .info = cuda_memory_info,
-        .copy = cuda_memory_copy,
-        .fill = cuda_fill,
-        .synchronize = cuda_synchronize,
+        .alloc = memory_alloc,
+        .free = memory_free,
+        .info = memory_info,
+        .copy = memory_copy,
+        .fill = memory_fill,
+        .synchronize = memory_synchronize,
     },
-    .write_strided = cuda_write_strided,
+    .write_strided = write_strided,
     .dispatch = dispatch,
-    .optim_step = cuda_optim_step,
-    .unscale = cuda_unscale,
-    .set_option = cuda_set_option,
+    .optim_step = optim_step,
+    .unscale = unscale,
+    .set_option = set_option,
 };
 
 __attribute__((visibility("default"))) int asen_plugin_init(const asen_services *services, const asen_backend **out)

@@ -27,8 +27,7 @@ static unsigned next;
 
 int cuda_transfer_open(void)
 {
-    CUDA_OK(CUDA_CALL(cudaStreamCreateWithFlags(&uploads, cudaStreamNonBlocking)));
-    return ASEN_OK;
+    return CUDA_CALL(cudaStreamCreateWithFlags(&uploads, cudaStreamNonBlocking));
 }
 
 void cuda_transfer_close(void)

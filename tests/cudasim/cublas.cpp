@@ -1,5 +1,7 @@
 /* cuBLASLt: descriptors, one heuristic, the product. An algorithm remembers what it was asked for (shapes, types,
  * alignments, workspace); another use of it is a fault. The workspace is overwritten: it may hold nothing else. */
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -154,7 +156,7 @@ static void product(const matmul_desc &d, double alpha, const void *a, const lay
 template <typename T> static T *object_of(const char *what, const void *handle)
 {
     if (handle && live_has("cublas", handle))
-        return (T *)handle;
+        return strcmp(what, "handle") != 0 || chosen_is("cuBLASLt", "the handle", live_device(handle)) ? (T *)handle : nullptr;
     violation("cuBLASLt: a %s is used that does not exist (any more)", what);
     return nullptr;
 }
@@ -196,7 +198,9 @@ using namespace cudasim;
 
 #define ENTER(name, status)                                                                                            \
     lock_t lock_;                                                                                                      \
-    if (CUDASIM_API_FAILS(name) || sticky() != cudaSuccess)                                                            \
+    if (CUDASIM_API_FAILS(name))                                                                                       \
+        return (cublasStatus_t)failure(status);                                                                        \
+    if (device_error() != cudaSuccess || sticky() != cudaSuccess)                                                      \
     return status
 
 struct light_handle {
@@ -233,7 +237,17 @@ const char *cublasLtGetStatusName(cublasStatus_t status)
 const char *cublasLtGetStatusString(cublasStatus_t status) { return cublasLtGetStatusName(status); }
 const char *cublasGetStatusName(cublasStatus_t status) { return cublasLtGetStatusName(status); }
 const char *cublasGetStatusString(cublasStatus_t status) { return cublasLtGetStatusName(status); }
-size_t cublasLtGetVersion(void) { return 130000; }
+/* CUDASIM_CUBLASLT="12.8": which one the loader found. */
+static size_t found_cublas(int of_major, int of_minor)
+{
+    int major = CUBLAS_VER_MAJOR, minor = CUBLAS_VER_MINOR;
+    const char *text = getenv("CUDASIM_CUBLASLT");
+    if (text && sscanf(text, "%d.%d", &major, &minor) != 2)
+        fatal("CUDASIM_CUBLASLT is '%s', and may be 12.8", text);
+    return (size_t)(major * of_major + minor * of_minor);
+}
+size_t cublasLtGetVersion(void) { return found_cublas(10000, 100); }
+size_t cublasLtGetCudartVersion(void) { return found_cublas(1000, 0); }
 
 cublasStatus_t cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *out, cublasComputeType_t compute, cudaDataType_t scale)
 {

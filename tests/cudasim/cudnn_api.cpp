@@ -2,6 +2,7 @@
  * would answer with CUDNN_STATUS_BAD_PARAM is a fault of the caller and is reported as one; that a graph or an engine
  * is not supported is an answer. */
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "cudnn_sim.h"
@@ -111,6 +112,7 @@ struct cudnn_handle {
 };
 
 std::string &last_message = *new std::string;
+size_t plan_needs; /* bytes that must be free for a plan to be made */
 
 cudnnStatus_t answer(cudnnStatus_t status, const std::string &text)
 {
@@ -136,7 +138,7 @@ descriptor *descriptor_of(const char *call, cudnnBackendDescriptor_t handle)
 bool handle_ok(const char *call, const void *handle)
 {
     if (handle && live_has("cudnn handle", handle))
-        return true;
+        return chosen_is(call, "the handle", live_device(handle));
     wrong(call, CUDNN_STATUS_BAD_PARAM, "a handle is used that does not exist (any more)");
     return false;
 }
@@ -196,14 +198,32 @@ cudnnStatus_t fill(cudnnBackendDescriptor_t handle, cudnnBackendDescriptorType_t
     static const char *const call_ = #name;                                                                            \
     lock_t lock_;                                                                                                      \
     if (CUDASIM_API_FAILS(name))                                                                                       \
-        return answer(status, "a failure was asked for");                                                             \
+        return answer((cudnnStatus_t)failure(status), "a failure was asked for");                                                             \
     if (device_error() != cudaSuccess || sticky() != cudaSuccess)                                                      \
     return answer(CUDNN_STATUS_EXECUTION_FAILED_CUDART, "the device has failed before")
 
 extern "C" {
 
-size_t cudnnGetVersion(void) { return CUDNN_VERSION; }
-size_t cudnnGetCudartVersion(void) { return CUDART_VERSION; }
+/* CUDASIM_CUDNN="9.1.0 12.4": which cuDNN the loader found, and for which CUDA. */
+static void found_cudnn(int v[5])
+{
+    const char *text = getenv("CUDASIM_CUDNN");
+    int own[5] = {CUDNN_MAJOR, CUDNN_MINOR, CUDNN_PATCHLEVEL, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10};
+    if (text == nullptr || sscanf(text, "%d.%d.%d %d.%d", &v[0], &v[1], &v[2], &v[3], &v[4]) != 5)
+        memcpy(v, own, sizeof own);
+}
+size_t cudnnGetVersion(void)
+{
+    int v[5];
+    found_cudnn(v);
+    return (size_t)(v[0] * 10000 + v[1] * 100 + v[2]);
+}
+size_t cudnnGetCudartVersion(void)
+{
+    int v[5];
+    found_cudnn(v);
+    return (size_t)(v[3] * 1000 + v[4] * 10);
+}
 
 const char *cudnnGetErrorString(cudnnStatus_t status)
 {
@@ -214,6 +234,7 @@ const char *cudnnGetErrorString(cudnnStatus_t status)
     case CUDNN_STATUS_NOT_SUPPORTED: return "CUDNN_STATUS_NOT_SUPPORTED";
     case CUDNN_STATUS_INTERNAL_ERROR: return "CUDNN_STATUS_INTERNAL_ERROR";
     case CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED: return "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED";
+    case CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED: return "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED";
     case CUDNN_STATUS_EXECUTION_FAILED: return "CUDNN_STATUS_EXECUTION_FAILED";
     case CUDNN_STATUS_EXECUTION_FAILED_CUDART: return "CUDNN_STATUS_EXECUTION_FAILED_CUDART";
     default: return "CUDNN_STATUS_ (another one)";
@@ -349,6 +370,10 @@ cudnnStatus_t cudnnBackendFinalize(cudnnBackendDescriptor_t handle)
         return wrong(call_, CUDNN_STATUS_BAD_PARAM, "an execution plan lacks handle and device property");
     if (!parts_alive(*d))
         return wrong(call_, CUDNN_STATUS_BAD_PARAM, "something that a " + name + " was made from is destroyed");
+    size_t free_bytes, total;
+    memory_info(&free_bytes, &total);
+    if (d->type == CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR && free_bytes < plan_needs)
+        return answer(CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED, "the GPU has no memory left for the plan");
     cudnnStatus_t status = finalize_check(*d, &why);
     if (status != CUDNN_STATUS_SUCCESS)
         return CUDNN_STATUS_CATEGORY(status) == 3000 ? answer(status, why) : wrong(call_, status, why);
@@ -468,3 +493,10 @@ cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle, cudnnBackendDescriptor_t
 }
 
 } // extern "C"
+
+/* Plans are made only where so many bytes of the device's memory are free. */
+CUDASIM_EXPORT void cudasim_plan_needs(unsigned long long bytes)
+{
+    lock_t lock;
+    plan_needs = (size_t)bytes;
+}

@@ -100,6 +100,8 @@ const device_t &device()
 
 cudaError_t device_error()
 {
+    if (forked())
+        return cudaErrorInitializationError;
     if (device().driver / 1000 < CUDART_VERSION / 1000)
         return cudaErrorInsufficientDriver;
     return device().present ? cudaSuccess : cudaErrorNoDevice;

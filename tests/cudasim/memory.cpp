@@ -26,6 +26,7 @@ struct allocation {
     size_t length, bytes;
     unsigned long long number;
     bool freed, opened;
+    int device;
 };
 
 static char *arena, *cursor;
@@ -65,6 +66,7 @@ void *memory_new(size_t bytes)
     a.length = length;
     a.bytes = bytes;
     a.number = ++made;
+    a.device = current_device();
     cursor = a.base + length;
     if (mprotect(a.base, length, PROT_READ | PROT_WRITE) != 0)
         return nullptr;
@@ -125,7 +127,14 @@ std::string memory_describe(const void *address)
     else
         snprintf(text, sizeof text, "%p, byte %zu of allocation #%llu of %zu bytes%s", address,
                  (size_t)((char *)address - a->data), a->number, a->bytes, a->freed ? ", which was freed" : "");
-    return text;
+    std::string where = text;
+    return a && device_count() > 1 ? where + " on GPU " + std::to_string(a->device) : where;
+}
+
+int memory_device(const void *address)
+{
+    allocation *a = find(address);
+    return a ? a->device : -1;
 }
 
 bool memory_find(const void *address, void **data, size_t *bytes)
@@ -240,6 +249,7 @@ void *pinned_new(size_t bytes)
         return nullptr;
     mprotect((char *)p + length, PAGE, PROT_NONE);
     memset(p, 0xFF, length);
+    madvise(p, length, MADV_DONTFORK); /* as the driver does */
     pinned[(uintptr_t)p] = bytes;
     return p;
 }
@@ -295,7 +305,8 @@ static const char *verb(const void *context)
 static bool open_on_demand(const void *address)
 {
     allocation *a = memory_is_device(address) ? find(address) : nullptr;
-    if (a == nullptr || a->freed || a->opened || (char *)address < a->data || (char *)address >= a->data + a->bytes)
+    if (a == nullptr || a->freed || a->opened || (char *)address < a->data || (char *)address >= a->data + a->bytes ||
+        a->device != current_device())
         return false;
     open_one(a);
     return true;

@@ -13,6 +13,7 @@ namespace cudasim {
 
 struct stream {
     unsigned long long number = 0, queued = 0, done = 0;
+    int device = 0;
     bool blocking = false; /* orders itself with the default stream */
     struct task {
         const char *name;
@@ -24,6 +25,7 @@ struct stream {
 
 struct event {
     unsigned long long number = 0, position = 0;
+    int device = 0;
     stream *on = nullptr; /* NULL: never recorded */
     bool timing = true;
     std::shared_ptr<double> time;
@@ -63,7 +65,7 @@ static stream *stream_of(cudaStream_t handle)
         violation("a stream is used that does not exist (any more): %p", (void *)handle);
         return nullptr;
     }
-    return found->second;
+    return chosen_is("a stream is used", "it", found->second->device) ? found->second : nullptr;
 }
 
 bool queue_stream_ok(cudaStream_t handle) { return stream_of(handle) != nullptr; }
@@ -73,7 +75,7 @@ cudaError_t queue_push(cudaStream_t handle, const char *name, work w)
     stream *s = stream_of(handle);
     if (s == nullptr)
         return set_error(cudaErrorInvalidResourceHandle);
-    stream::task t{name, std::move(w), {}};
+    stream::task t{name, on_this_device(std::move(w)), {}};
     if (s->blocking)
         for (auto &other : streams)
             if (other.second->blocking && other.second != s && (s == default_stream() || other.second == default_stream()))
@@ -138,7 +140,7 @@ static bool side_ok(const char *call, const char *verb, const void *p, size_t by
 {
     std::string why;
     if (memory_covers(p, bytes, &why))
-        return true;
+        return chosen_is(call, "the memory", memory_device(p));
     violation("%s %s %s", call, verb, why.c_str());
     return false;
 }
@@ -206,6 +208,7 @@ static cudaError_t stream_new(cudaStream_t *out, unsigned flags)
     stream *s = new stream;
     default_stream();
     s->number = serial();
+    s->device = current_device();
     s->blocking = !(flags & cudaStreamNonBlocking);
     streams[s] = s;
     live_add("stream", s, flags & cudaStreamNonBlocking ? "non-blocking" : "blocking");
@@ -221,13 +224,17 @@ static event *event_of(cudaEvent_t handle)
         set_error(cudaErrorInvalidResourceHandle);
         return nullptr;
     }
-    return found->second;
+    if (chosen_is("an event is used", "it", found->second->device))
+        return found->second;
+    set_error(cudaErrorInvalidResourceHandle);
+    return nullptr;
 }
 
 static cudaError_t event_new(cudaEvent_t *out, unsigned flags)
 {
     event *e = new event;
     e->number = serial();
+    e->device = current_device();
     e->timing = !(flags & cudaEventDisableTiming);
     events[e] = e;
     live_add("event", e, e->timing ? "timing" : "no timing");

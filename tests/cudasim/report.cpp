@@ -4,6 +4,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <new>
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -15,6 +16,7 @@ namespace cudasim {
 static std::recursive_mutex mutex;
 lock_t::lock_t() { mutex.lock(); }
 lock_t::~lock_t() { mutex.unlock(); }
+void lock_renew() { new (&mutex) std::recursive_mutex; }
 
 /* ---- faults ---- */
 
@@ -66,6 +68,8 @@ void fatal(const char *format, ...)
 static api *apis;
 static char fail_name[64];
 static long long fail_countdown; /* 0: none */
+static long long fail_times = 1; /* how many calls fail from then on */
+static int fail_status;          /* 0: what the function fails with */
 static long long failed;
 
 static void fail_from_environment()
@@ -100,9 +104,13 @@ bool api::enter()
     if (fail_countdown == 0 || !may_fail(name) || (strcmp(fail_name, "*") != 0 && strcmp(fail_name, name) != 0) ||
         --fail_countdown > 0)
         return false;
+    if (--fail_times > 0)
+        fail_countdown = 1;
     failed++;
     return true;
 }
+
+int failure(int otherwise) { return fail_status ? fail_status : otherwise; }
 
 /* ---- what is alive ---- */
 
@@ -110,6 +118,7 @@ struct object {
     std::string kind, what;
     size_t bytes;
     unsigned long long serial;
+    int device;
 };
 /* Containers are never destroyed: the process may call until its very end. */
 static std::map<const void *, object> &objects = *new std::map<const void *, object>;
@@ -124,7 +133,13 @@ unsigned long long serial()
 
 void live_add(const char *kind, const void *handle, std::string what, size_t bytes)
 {
-    objects[handle] = {kind, std::move(what), bytes, serial()};
+    objects[handle] = {kind, std::move(what), bytes, serial(), current_device()};
+}
+
+int live_device(const void *handle)
+{
+    auto found = objects.find(handle);
+    return found == objects.end() ? -1 : found->second.device;
 }
 
 bool live_has(const char *kind, const void *handle)
@@ -238,14 +253,18 @@ CUDASIM_EXPORT long long cudasim_calls(const char *name)
     return n;
 }
 
-/* From now on the n-th call of `name` ("*": of anything that may fail) fails, once. 0: none does. */
-CUDASIM_EXPORT void cudasim_fail(const char *name, long long nth)
+/* From now on the n-th call of `name` ("*": of anything that may fail) fails, and so many from it on, with this status (0:
+ * what the function fails with by itself). 0: none does. */
+CUDASIM_EXPORT void cudasim_fail_with(const char *name, long long nth, long long times, int status)
 {
     lock_t lock;
     fail_from_environment();
     snprintf(fail_name, sizeof fail_name, "%s", name);
     fail_countdown = nth;
+    fail_times = times;
+    fail_status = status;
 }
+CUDASIM_EXPORT void cudasim_fail(const char *name, long long nth) { cudasim_fail_with(name, nth, 1, 0); }
 
 CUDASIM_EXPORT long long cudasim_failed(void) { return failed; }
 

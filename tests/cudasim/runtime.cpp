@@ -26,6 +26,7 @@ const name_of names[] = {
     {cudaSuccess, "cudaSuccess", "no error"},
     {cudaErrorInvalidValue, "cudaErrorInvalidValue", "invalid argument"},
     {cudaErrorMemoryAllocation, "cudaErrorMemoryAllocation", "out of memory"},
+    {cudaErrorInitializationError, "cudaErrorInitializationError", "initialization error"},
     {cudaErrorInvalidConfiguration, "cudaErrorInvalidConfiguration", "invalid configuration argument"},
     {cudaErrorInsufficientDriver, "cudaErrorInsufficientDriver", "CUDA driver version is insufficient for CUDA runtime version"},
     {cudaErrorNoDevice, "cudaErrorNoDevice", "no CUDA-capable device is detected"},
@@ -67,24 +68,24 @@ cudaError_t cudaGetDeviceCount(int *out)
 {
     *out = 0;
     CUDASIM_ENTER(cudaGetDeviceCount);
-    *out = 1;
+    *out = device_count();
     return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int index)
 {
     CUDASIM_ENTER(cudaSetDevice);
-    return index == 0 ? cudaSuccess : set_error(cudaErrorInvalidDevice);
+    return set_current_device(index) ? cudaSuccess : set_error(cudaErrorInvalidDevice);
 }
 cudaError_t cudaGetDevice(int *out)
 {
     CUDASIM_ENTER(cudaGetDevice);
-    *out = 0;
+    *out = current_device();
     return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *out, int index)
 {
     CUDASIM_ENTER(cudaGetDeviceProperties);
-    if (index != 0)
+    if (index < 0 || index >= device_count())
         return set_error(cudaErrorInvalidDevice);
     *out = device().properties;
     return cudaSuccess;
@@ -93,7 +94,7 @@ cudaError_t cudaDeviceGetAttribute(int *out, cudaDeviceAttr attribute, int index
 {
     CUDASIM_ENTER(cudaDeviceGetAttribute);
     const cudaDeviceProp &p = device().properties;
-    if (index != 0)
+    if (index < 0 || index >= device_count())
         return set_error(cudaErrorInvalidDevice);
     switch (attribute) {
     case cudaDevAttrComputeCapabilityMajor: *out = p.major; break;

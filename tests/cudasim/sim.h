@@ -28,6 +28,7 @@ struct lock_t {
     ~lock_t();
     lock_t(const lock_t &) = delete;
 };
+void lock_renew(); /* in a child of fork: whoever held it is not there */
 
 /* One API function: how often it was called. */
 struct api {
@@ -37,12 +38,15 @@ struct api {
     explicit api(const char *name);
     bool enter(); /* counts; true: this call is to fail */
 };
+/* The status of a call that is to fail: what was asked for, or `otherwise`. */
+int failure(int otherwise);
 #define CUDASIM_API_FAILS(name) ([]() -> bool { static ::cudasim::api self(#name); return self.enter(); }())
 
 /* Objects with a handle of the program's, by kind: "memory", "host", "stream", "event", "cublas", "cudnn". */
 void live_add(const char *kind, const void *handle, std::string what, size_t bytes = 0);
 bool live_remove(const char *kind, const void *handle);
 bool live_has(const char *kind, const void *handle);
+int live_device(const void *handle); /* the GPU that was chosen when it was made; -1: it is not there */
 unsigned long long serial(); /* 1, 2, ...: names objects in messages */
 void launch_count(const char *name);
 void launch_time(const char *name, double seconds);
@@ -57,6 +61,16 @@ struct device_t {
 const device_t &device();
 cudaError_t device_error(); /* what every call returns where there is no driver, or no GPU */
 
+/* ---- context.cpp: several GPUs, forked processes ---- */
+int device_count();
+int current_device(); /* the GPU of this thread, or of the work that runs */
+bool set_current_device(int index);
+/* Whether something of `device` may be used now; a fault where not. */
+bool chosen_is(const char *call, const char *what, int device);
+typedef std::function<void()> work;
+work on_this_device(work w); /* runs it, later, for the GPU that is chosen now */
+bool forked();               /* a process that cannot use CUDA calls it: a fault */
+
 /* ---- memory.cpp ---- */
 void *memory_new(size_t bytes); /* NULL: the limit is reached */
 bool memory_delete(void *data);
@@ -64,6 +78,7 @@ bool memory_is_device(const void *address); /* in the arena, alive or not */
 /* Whether [address, address + bytes) lies in one live allocation; otherwise `why` says where it lies. */
 bool memory_covers(const void *address, size_t bytes, std::string *why);
 std::string memory_describe(const void *address);
+int memory_device(const void *address); /* the GPU of an allocation; -1: there is none */
 void memory_info(size_t *free_bytes, size_t *total);
 bool memory_redzones_intact(std::string *why); /* and repairs what is not */
 /* Device memory is readable only between begin and close (nested): what a kernel uses then is opened on
@@ -80,7 +95,6 @@ void faults_install(); /* the handler of SIGSEGV and its kin */
 void faults_stack();   /* the signal stack of this thread */
 
 /* ---- queue.cpp: streams, events, what runs late ---- */
-typedef std::function<void()> work;
 /* Queues work on a stream; false with cudaErrorInvalidResourceHandle for a stream that is none. */
 cudaError_t queue_push(cudaStream_t stream, const char *name, work w);
 /* Runs all of it. */
@@ -106,7 +120,7 @@ void run_as_kernel(const char *name, const work &w);
     if (::cudasim::sticky() != cudaSuccess)                                                                            \
         return ::cudasim::set_error(::cudasim::sticky());                                                             \
     if (fails_)                                                                                                        \
-    return ::cudasim::set_error(cudaErrorUnknown)
+    return ::cudasim::set_error((cudaError_t)::cudasim::failure(cudaErrorUnknown))
 
 } // namespace cudasim
 

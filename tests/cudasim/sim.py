@@ -21,7 +21,8 @@ class Simulator:
             getattr(lib, f"cudasim_{name}").restype = ctypes.c_longlong
         for name in ("live_bytes", "pending"):
             getattr(lib, f"cudasim_{name}").restype = ctypes.c_ulonglong
-        lib.cudasim_fail.argtypes = [ctypes.c_char_p, ctypes.c_longlong]
+        lib.cudasim_fail_with.argtypes = [ctypes.c_char_p, ctypes.c_longlong, ctypes.c_longlong, ctypes.c_int]
+        lib.cudasim_plan_needs.argtypes = [ctypes.c_ulonglong]
         lib.cudasim_seed.argtypes = [ctypes.c_ulonglong]
         lib.cudasim_report.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
         lib.cudasim_launch_table.argtypes = lib.cudasim_report.argtypes
@@ -83,9 +84,22 @@ class Simulator:
         """How many calls that can be made to fail there were."""
         return self.lib.cudasim_calls(name.encode())
 
-    def fail(self, name: str, nth: int) -> None:
-        """The nth call of an API function from now ("*": of any) fails, once; 0: none."""
-        self.lib.cudasim_fail(name.encode(), nth)
+    def fail(self, name: str, nth: int, status: int = 0, times: int = 1) -> None:
+        """The nth call of an API function from now ("*": of any) fails, and so many from it on, with this status (0: the
+        function's own); nth 0: none."""
+        self.lib.cudasim_fail_with(name.encode(), nth, times, status)
+
+    def plan_needs(self, nbytes: int) -> None:
+        """cuDNN makes plans only where so many bytes of the device's memory are free."""
+        self.lib.cudasim_plan_needs(nbytes)
+
+    def set_device(self, index: int) -> None:
+        """Chooses a GPU for this thread, as another library may."""
+        assert self.lib.cudasim_set_device(index)
+
+    def get_device(self) -> int:
+        """The GPU of this thread."""
+        return self.lib.cudasim_get_device()
 
     def failed(self) -> int:
         return self.lib.cudasim_failed()
