@@ -119,10 +119,7 @@ void cuda_matmul_forget(void); /* frees plans and the cuBLASLt handle, until the
 
 /* int cuda_<op>(const asen_call *) for every row: what is missing does not link. */
 #define OP(name, ...) int cuda_##name(const asen_call *call);
-#define VIEW(name, ...)
 #include "ops/ops.def"
-#undef OP
-#undef VIEW
 
 /* An input that may be absent: NULL then. */
 static inline const asen_tensor *cuda_optional(const asen_call *call, int i)

@@ -162,8 +162,6 @@ int cuda_fault_check(void)
 #define OP(name, ...) #name,
 #define VIEW(name, ...) #name,
 #include "ops/ops.def"
-#undef OP
-#undef VIEW
     };
     if (fault.what == ASEN_OP_div + 1)
         return cuda_host.fail(ASEN_ERR_VALUE, "div: integer division by zero (found on the GPU: what was computed after it is not valid)");

@@ -9,10 +9,7 @@ asen_services cuda_host;
 
 static const asen_kernel kernels[ASEN_OP_COUNT] = {
 #define OP(name, ...) [ASEN_OP_##name] = cuda_##name,
-#define VIEW(name, ...)
 #include "ops/ops.def"
-#undef OP
-#undef VIEW
 };
 
 static const char *const dtype_names[ASEN_DTYPE_COUNT] = {"bool", "uint8", "int32", "int64",
