@@ -1,15 +1,18 @@
 """Times a training step of the global ASEN: ResNet-50, 16 triplets of 224², float32, Adam.
 
     python benchmarks/training_step.py [--triplets 16] [--size 224] [--rounds 3] [--steps 3]
+                                       [--before CHECKOUT] [--kinds ours before] [--json FILE]
 
 Runs, in alternating processes of one run, so that a drift of the machine hits all alike:
   ours           this package
+  before         the package of another checkout, built in place, where --before names one
   torch          PyTorch, channels-last, as it comes (where it is installed)
   torch-malloc   the same with glibc's malloc kept from giving memory back to the system
-and prints the median step of each, their ratios, and the share of the bound: the sum of the
+and prints the median step of each, the ratios to ours (of the medians of two processes that ran in one
+round; their median and spread), and the share of the bound: the sum of the
 fastest times of the step's convolutions on this machine (benchmarks/conv_shapes.py), measured in
 the same run. What is timed: forward of 3B images with three groups of batch statistics (PyTorch:
-three passes), triplet loss, backward, Adam; images are in memory.
+three passes), triplet loss, backward, Adam; images are in memory. Odd rounds run in the opposite order.
 """
 
 from __future__ import annotations
@@ -24,8 +27,9 @@ import sys
 import time
 from pathlib import Path
 
+import record
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 MALLOC = "glibc.malloc.trim_threshold=17179869184:glibc.malloc.mmap_threshold=17179869184:glibc.malloc.top_pad=268435456"
 
 
@@ -102,11 +106,36 @@ def child(kind: str, args: argparse.Namespace) -> list[float]:
     if kind == "torch-malloc":
         environment["GLIBC_TUNABLES"] = MALLOC
     command = [sys.executable, __file__, "--worker", kind, "--triplets", args.triplets, "--size", args.size,
-               "--steps", args.steps]
+               "--steps", args.steps, *(["--before", args.before] if kind == "before" else [])]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
     if done.returncode:
         sys.exit(f"{kind} failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def available(args: argparse.Namespace) -> list[str]:
+    """The kinds to run, "ours" first."""
+    kinds = ["ours", "bound"] + (["before"] if args.before else [])
+    if importlib.util.find_spec("torch"):
+        kinds += ["torch", "torch-malloc"]
+    else:
+        print("PyTorch is not installed: it is not compared with")
+    return [kind for kind in kinds if kind == "ours" or args.kinds is None or kind in args.kinds]
+
+
+def summary(args: argparse.Namespace, seconds: dict[str, list[list[float]]]) -> dict:
+    """Medians of all steps, and the ratios of the processes' medians, round by round."""
+    steps = {kind: [t for process in rounds for t in process] for kind, rounds in seconds.items()}
+    of_round = {kind: [statistics.median(process) for process in rounds] for kind, rounds in seconds.items()}
+    middle = {kind: statistics.median(values) for kind, values in steps.items()}
+    if "bound" in steps:
+        middle["bound"] = min(steps["bound"])
+    checkouts = {"ours": ROOT} | ({"before": args.before} if "before" in seconds else {})
+    return {"benchmark": "training_step", **record.machine(**checkouts), "triplets": args.triplets, "size": args.size,
+            "rounds": args.rounds, "seconds": middle,
+            "spread": {kind: [min(values), max(values)] for kind, values in steps.items()},
+            "ratios": {kind: record.ratios(values, of_round["ours"]) for kind, values in of_round.items()
+                       if kind not in ("ours", "bound")}}
 
 
 def main() -> None:
@@ -115,37 +144,42 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=3, help="processes of each kind")
     parser.add_argument("--steps", type=int, default=3, help="counted steps a process")
-    parser.add_argument("--worker", choices=["ours", "torch", "torch-malloc", "bound"], help=argparse.SUPPRESS)
+    parser.add_argument("--before", type=Path, help="another checkout, built in place, to alternate with")
+    parser.add_argument("--kinds", nargs="+", help="run these alone (and ours)")
+    parser.add_argument("--json", help="where the result is written")
+    parser.add_argument("--worker", choices=["ours", "before", "torch", "torch-malloc", "bound"], help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.before:
+        args.before = args.before.resolve()
+    if args.worker:
+        root = args.before if args.worker == "before" else ROOT
+        sys.path[:0] = [str(root), str(ROOT / "benchmarks"), str(ROOT / "tests")]
     if args.worker == "bound":
         import conv_shapes
 
         print(json.dumps([conv_shapes.bound_seconds(3 * args.triplets, args.size, rounds=3)]))
         return
     if args.worker:
-        run = run_ours if args.worker == "ours" else run_torch
+        run = run_ours if args.worker in ("ours", "before") else run_torch
         print(json.dumps(run(args.triplets, args.size, args.steps)))
         return
 
-    kinds = ["ours", "bound"]
-    if importlib.util.find_spec("torch"):
-        kinds += ["torch", "torch-malloc"]
-    else:
-        print("PyTorch is not installed: only our own step and the bound are timed")
-    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-    for _ in range(args.rounds):
-        for kind in kinds:
-            seconds[kind] += child(kind, args)
-    middle = {kind: statistics.median(values) for kind, values in seconds.items()}
-    middle["bound"] = min(seconds["bound"])
+    kinds = available(args)
+    seconds: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
+    for turn in range(args.rounds):
+        for kind in kinds if turn % 2 == 0 else kinds[::-1]:
+            seconds[kind].append(child(kind, args))
+    result = summary(args, seconds)
     images = 3 * args.triplets
     print(f"{args.triplets} triplets of {args.size}x{args.size}, {args.rounds} processes each, median of their steps")
-    for kind, value in middle.items():
-        print(f"  {kind:14s} {value * 1e3:8.0f} ms a step {images / value:6.2f} images/s   "
-              f"({min(seconds[kind]) * 1e3:.0f} to {max(seconds[kind]) * 1e3:.0f} ms)")
-    for kind in kinds[2:]:
-        print(f"  {kind} / ours: {middle[kind] / middle['ours']:.2f}")
-    print(f"  share of the bound: {middle['bound'] / middle['ours']:.2f}")
+    for kind, value in result["seconds"].items():
+        low, high = result["spread"][kind]
+        print(f"  {kind:14s} {value * 1e3:8.0f} ms a step {images / value:6.2f} images/s   ({low * 1e3:.0f} to {high * 1e3:.0f} ms)")
+    for kind, ratio in result["ratios"].items():
+        print(f"  {kind} / ours: {ratio['median']:.3f} ({ratio['min']:.3f} to {ratio['max']:.3f})")
+    if "bound" in kinds:
+        print(f"  share of the bound: {result['seconds']['bound'] / result['seconds']['ours']:.2f}")
+    record.write(args.json, result)
 
 
 if __name__ == "__main__":

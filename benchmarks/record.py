@@ -1,0 +1,62 @@
+"""What a benchmark's JSON says beside its numbers: the commit of each checkout, the processor, the versions.
+
+Ratios are taken pair by pair: two competitors measured one right after the other, so that a drift of the machine
+hits both alike. A ratio's summary is the median of the pairs and their spread.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+from pathlib import Path
+
+
+def commit(root: Path) -> str:
+    """The commit of a checkout, with "+" where tracked files differ from it."""
+    def git(*args: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True).stdout.strip()
+
+    head = git("rev-parse", "HEAD")
+    return (head or "unknown") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def processor() -> str:
+    """The processor's name as the kernel gives it, and how many this process may use."""
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    return f"{name}, {len(os.sched_getaffinity(0))} processors"
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def machine(**checkouts: Path) -> dict:
+    """The head of a result: `machine(ours=ROOT, before=path)`."""
+    return {"commits": {name: commit(root) for name, root in checkouts.items()}, "processor": processor(),
+            "python": platform.python_version(), "numpy": version("numpy"), "torch": version("torch"),
+            "environment": {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "GOMP_", "ASENPP_"))}}
+
+
+def ratios(ours: list[float], other: list[float]) -> dict:
+    """ours / other, pair by pair: the median and the spread."""
+    pairs = sorted(a / b for a, b in zip(ours, other, strict=True))
+    return {"median": statistics.median(pairs), "min": pairs[0], "max": pairs[-1], "pairs": len(pairs)}
+
+
+def write(path: str | None, result: dict) -> None:
+    if path:
+        Path(path).write_text(json.dumps(result, indent=1) + "\n")
