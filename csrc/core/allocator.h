@@ -1,11 +1,27 @@
-/* Making a device's caching allocator: for ops/backend.c only. */
+/* The caching allocator of one device.
+ *
+ * Training asks for the same sizes every step, so a freed block is kept and comes back from there;
+ * after the first steps nothing is asked of the system. Blocks are 64-byte aligned; on a queued
+ * device (CUDA) a block is reused in queue order, which is safe because a device has one queue.
+ * All functions may be called from any thread; one lock guards an allocator. */
 #ifndef ASEN_ALLOCATOR_H
 #define ASEN_ALLOCATOR_H
+
+#include "core/storage.h"
 
 typedef struct asen_allocator asen_allocator;
 struct asen_memory;
 
 /* NULL when memory is out. Devices live as long as the process, and so do their allocators. */
 asen_allocator *asen_allocator_new(const struct asen_memory *memory, const char *name);
+
+/* A block, contents undefined; it is put back with the number of bytes that were asked. */
+int asen_block_get(asen_allocator *allocator, size_t bytes, void **out);
+void asen_block_put(asen_allocator *allocator, void *data, size_t bytes);
+
+void asen_allocator_get_stats(asen_allocator *allocator, asen_memory_stats *out);
+void asen_allocator_reset_peak(asen_allocator *allocator); /* to the current use */
+/* Gives the cache back to the device, which must have finished its queued work. */
+void asen_allocator_empty(asen_allocator *allocator);
 
 #endif

@@ -1,9 +1,5 @@
-/* Storages: reference-counted buffers on a device, over a caching allocator.
- *
- * Training asks for the same sizes every step, so a freed block goes into a free list of its size
- * class and comes back from there; after the first step nothing is asked of the system. Blocks
- * are 64-byte aligned; on a queued device (CUDA) a block is reused in queue order, which is safe
- * because a device has one queue. All functions may be called from any thread. */
+/* Storages: reference-counted buffers on a device, over its caching allocator (allocator.h). All functions may
+ * be called from any thread. */
 #ifndef ASEN_STORAGE_H
 #define ASEN_STORAGE_H
 
