@@ -1,4 +1,4 @@
-/* The room `config`: parse_yaml, the tree of config.c as Python objects.
+/* parse_yaml, the tree of config.c as Python objects.
  *
  * Recursion over the tree is bounded by ASEN_YAML_MAX_DEPTH. */
 #include <errno.h>

@@ -1,4 +1,4 @@
-/* The room `image`: JPEG decoding, resizing and the transforms, over buffers. Arrays come in as any
+/* JPEG decoding, resizing and the transforms, over buffers. Arrays come in as any
  * C-contiguous buffer of uint8 or float32; the caller allocates the outputs. The GIL is released
  * around all work, while the buffers are held. */
 #include "python/module.h"

@@ -1,5 +1,6 @@
 /* The module `asenpp._asen`: multi-phase initialisation, the module state, and the mapping of
- * status codes to exceptions. What the module offers is added by the rooms in python/module.h. */
+ * status codes to exceptions. What the module offers is added by the other files of this
+ * folder. */
 #include "python/module.h"
 
 #include "cpu/cpu.h"
@@ -27,34 +28,33 @@ PyObject *asen_py_raise(int status)
 
 static int module_exec(PyObject *module)
 {
+    static int (*const add[])(PyObject *) = {
+        asen_py_add_config, asen_py_add_numpy,   asen_py_add_tensor,  asen_py_add_ops,
+        asen_py_add_dlpack, asen_py_add_runtime, asen_py_add_warn,    asen_py_add_metrics,
+        asen_py_add_image,
+    };
     int status = asen_cpu_open();
     if (status != ASEN_OK) {
         asen_py_raise(status);
         return -1;
     }
-#define ROOM(name)                        \
-    if (asen_py_add_##name(module) < 0)   \
-        return -1;
-    PY_ROOMS(ROOM)
-#undef ROOM
+    for (size_t i = 0; i < sizeof add / sizeof *add; i++)
+        if (add[i](module) < 0)
+            return -1;
     return 0;
 }
 
 static int module_traverse(PyObject *module, visitproc visit, void *arg)
 {
     asen_py_state *state = PyModule_GetState(module);
-#define FIELD(type, name) Py_VISIT(state->name);
-    PY_STATE(FIELD)
-#undef FIELD
+    Py_VISIT(state->tensor_type);
     return 0;
 }
 
 static int module_clear(PyObject *module)
 {
     asen_py_state *state = PyModule_GetState(module);
-#define FIELD(type, name) Py_CLEAR(state->name);
-    PY_STATE(FIELD)
-#undef FIELD
+    Py_CLEAR(state->tensor_type);
     return 0;
 }
 

@@ -1,5 +1,5 @@
-/* What the files of this folder share: the module state, the rooms that add themselves to the module,
- * and the way from a status code to a Python exception. */
+/* What the files of this folder share: the module state, what each adds to the module, and the way from a
+ * status code to a Python exception. */
 #ifndef ASEN_PY_MODULE_H
 #define ASEN_PY_MODULE_H
 
@@ -8,32 +8,21 @@
 
 #include "core/status.h"
 
-/* Every file of this folder is a module. PY_ROOMS lists them in the order they are set up, and each
- * defines `int asen_py_add_<room>(PyObject *module)`: 0, or -1 with an exception set. */
-#define PY_ROOMS(ROOM) \
-    ROOM(config) \
-    ROOM(numpy) \
-    ROOM(tensor) \
-    ROOM(ops) \
-    ROOM(dlpack) \
-    ROOM(runtime) \
-    ROOM(warn) \
-    ROOM(metrics) \
-    ROOM(image)
-
-/* One list makes the state struct, its traverse and its clear. */
-#define PY_STATE(FIELD) \
-    FIELD(PyTypeObject, tensor_type)
-
+/* One of each module object. What is owned here is visited and cleared in module.c. */
 typedef struct {
-#define FIELD(type, name) type *name;
-    PY_STATE(FIELD)
-#undef FIELD
+    PyTypeObject *tensor_type;
 } asen_py_state;
 
-#define ROOM(name) int asen_py_add_##name(PyObject *module);
-PY_ROOMS(ROOM)
-#undef ROOM
+/* What each file adds to the module: 0, or -1 with an exception set. */
+int asen_py_add_config(PyObject *module);
+int asen_py_add_numpy(PyObject *module);
+int asen_py_add_tensor(PyObject *module);
+int asen_py_add_ops(PyObject *module);
+int asen_py_add_dlpack(PyObject *module);
+int asen_py_add_runtime(PyObject *module);
+int asen_py_add_warn(PyObject *module);
+int asen_py_add_metrics(PyObject *module);
+int asen_py_add_image(PyObject *module);
 
 extern PyModuleDef asen_py_module_def;
 
