@@ -20,6 +20,9 @@ typedef struct asen_memory {
     /* Raw memory; the caching allocator stands above. 64-byte aligned at least. */
     int (*alloc)(void *self, size_t bytes, void **out);
     void (*free)(void *self, void *data);
+    /* Gives the memory of a part of a block back to the system: the pages that lie in it whole. Its addresses stay
+     * valid, its contents are lost. NULL: a block is given back whole or not at all. */
+    int (*discard)(void *self, void *data, size_t bytes);
     /* In queue order. From the host: the source may be reused on return. To the host: complete
      * on return. */
     int (*copy)(void *self, void *target, const void *source, size_t bytes, asen_copy_kind kind);

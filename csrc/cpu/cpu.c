@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include "cpu/cpu.h"
 
@@ -25,6 +26,15 @@ static int memory_alloc(void *self, size_t bytes, void **out)
 }
 
 static void memory_free(void *self, void *data) { free(data); }
+
+static int memory_discard(void *self, void *data, size_t bytes)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t from = ((uintptr_t)data + page - 1) / page * page, to = ((uintptr_t)data + bytes) / page * page;
+    if (from < to && madvise((void *)from, to - from, MADV_DONTNEED) != 0)
+        return asen_fail(ASEN_ERR_DEVICE, "memory cannot be given back");
+    return ASEN_OK;
+}
 
 static int copy(void *self, void *target, const void *source, size_t bytes, asen_copy_kind kind)
 {
@@ -124,6 +134,7 @@ static const asen_backend backend = {
         .host_memory = true,
         .alloc = memory_alloc,
         .free = memory_free,
+        .discard = memory_discard,
         .copy = copy,
         .fill = fill,
         .synchronize = synchronize,
