@@ -52,12 +52,6 @@ static void node_free(asen_history *history)
         asen_tensor_release(node->grad);
         if (!node->leaf)
             release_saved(node);
-        free(node->needs);
-        free(node->edge);
-        free(node->edge_slot);
-        free(node->meta);
-        free(node->saved_in);
-        free(node->saved_in_version);
         free(node);
     }
 }
@@ -66,29 +60,35 @@ static void node_release(asen_node *node) { asen_history_release(&node->history)
 
 static asen_node *node_retain(asen_node *node) { return (asen_node *)asen_history_retain(&node->history); }
 
+/* `bytes` from *at on, which moves behind them, aligned for anything. */
+static void *carve(char **at, size_t bytes)
+{
+    void *start = *at;
+    *at += (bytes + 7) / 8 * 8;
+    return start;
+}
+
+/* A node and its arrays, in one block. */
 static asen_node *node_new(int n_in)
 {
-    asen_node *node = calloc(1, sizeof *node);
+    size_t n = (size_t)n_in, each = sizeof(asen_input_meta) + 2 * sizeof(void *) + sizeof(uint64_t) + sizeof(int) + sizeof(bool);
+    size_t bytes = sizeof(asen_node) + n * each + 2 * 8;
+    asen_node *node = malloc(bytes);
     if (node == NULL)
         return NULL;
+    memset(node, 0, bytes);
     node->history.refs = 1;
     node->history.free = node_free;
     node->sequence = atomic_fetch_add(&sequence, 1) + 1;
     node->n_in = n_in;
-    if (n_in == 0)
-        return node;
-    size_t n = (size_t)n_in;
-    node->needs = calloc(n, sizeof *node->needs);
-    node->edge = calloc(n, sizeof(asen_node *));
-    node->edge_slot = calloc(n, sizeof *node->edge_slot);
-    node->meta = calloc(n, sizeof *node->meta);
-    node->saved_in = calloc(n, sizeof(asen_tensor *));
-    node->saved_in_version = calloc(n, sizeof *node->saved_in_version);
-    if (node->needs && node->edge && node->edge_slot && node->meta && node->saved_in && node->saved_in_version)
-        return node;
-    node->n_in = 0;
-    node_release(node);
-    return NULL;
+    char *at = (char *)(node + 1);
+    node->meta = carve(&at, n * sizeof *node->meta);
+    node->edge = carve(&at, n * sizeof *node->edge);
+    node->saved_in = carve(&at, n * sizeof *node->saved_in);
+    node->saved_in_version = carve(&at, n * sizeof *node->saved_in_version);
+    node->edge_slot = carve(&at, n * sizeof *node->edge_slot);
+    node->needs = carve(&at, n * sizeof *node->needs);
+    return node;
 }
 
 static void meta_set(asen_input_meta *meta, const asen_tensor *t)

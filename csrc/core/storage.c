@@ -28,16 +28,11 @@ int asen_storage_wrap(asen_device *device, void *data, size_t bytes, void (*rele
                       asen_storage **out)
 {
     *out = NULL;
-    asen_storage *s = calloc(1, sizeof *s);
+    asen_storage *s = malloc(sizeof *s);
     if (s == NULL)
         return asen_fail(ASEN_ERR_MEMORY, "out of memory");
-    s->refs = 1;
-    s->id = next_id();
-    s->device = device;
-    s->data = data;
-    s->bytes = bytes;
-    s->release = release;
-    s->owner = owner;
+    *s = (asen_storage){.refs = 1, .id = next_id(), .device = device, .data = data, .bytes = bytes,
+                        .release = release, .owner = owner};
     *out = s;
     return ASEN_OK;
 }

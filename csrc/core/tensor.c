@@ -49,19 +49,15 @@ bool asen_tensor_same_shape(const asen_tensor *a, const asen_tensor *b)
 static int tensor_make(asen_storage *storage, asen_dtype dtype, int ndim, const int64_t *shape, const int64_t *stride,
                        int64_t offset, asen_tensor **out)
 {
-    asen_tensor *t = calloc(1, sizeof *t);
+    asen_tensor *t = malloc(sizeof *t);
     if (t == NULL) {
         asen_storage_release(storage);
         return asen_fail(ASEN_ERR_MEMORY, "out of memory");
     }
-    t->refs = 1;
-    t->storage = storage;
-    t->dtype = dtype;
-    t->ndim = ndim;
-    t->offset = offset;
-    if (ndim > 0) { /* `shape` of a scalar may be NULL */
-        memcpy(t->shape, shape, (size_t)ndim * sizeof *shape);
-        memcpy(t->stride, stride, (size_t)ndim * sizeof *stride);
+    *t = (asen_tensor){.refs = 1, .storage = storage, .dtype = dtype, .ndim = ndim, .offset = offset};
+    for (int d = 0; d < ndim; d++) { /* `shape` of a scalar may be NULL */
+        t->shape[d] = shape[d];
+        t->stride[d] = stride[d];
     }
     *out = t;
     return ASEN_OK;

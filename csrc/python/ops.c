@@ -8,8 +8,6 @@
 #include "ops/schema.h"
 #include "python/tensor.h"
 
-enum { MAX_TENSORS = 1024 };
-
 /* ---- attributes ---- */
 
 static int set_list(asen_list *list, PyObject *value, const char *name)
@@ -87,16 +85,22 @@ static int set_attr(const asen_attr_field *field, asen_attrs *attrs, PyObject *v
 
 /* ---- calls ---- */
 
+/* FEW holds the inputs of any row with a fixed number of them; longer lists of tensors get memory. */
+enum { MAX_TENSORS = 1024, FEW = ASEN_SCHEMA_MAX };
+
 typedef struct {
     asen_op op;
     const asen_schema *schema;
-    PyObject *object[MAX_TENSORS]; /* borrowed: tensors, numbers or None */
-    PyObject *held;                /* owned: the tuple that some of them come from, or NULL */
-    asen_tensor *tensor[MAX_TENSORS];
-    asen_tensor *made[MAX_TENSORS]; /* owned: numbers made tensors */
     int n;
+    PyObject **object;    /* [n] borrowed: tensors, numbers or None */
+    asen_tensor **tensor; /* [n] */
+    asen_tensor **made;   /* [n] owned: numbers made tensors */
+    PyObject *held;       /* owned: the tuple that some of them come from, or NULL */
     asen_attrs attrs;
     bool given[ASEN_SCHEMA_MAX];
+    PyObject *few_objects[FEW];
+    asen_tensor *few_tensors[2 * FEW];
+    void *memory; /* owned: of the arrays, where FEW is not enough */
 } call_state;
 
 static int call_error(const call_state *call, const char *format, const char *name)
@@ -223,7 +227,23 @@ static int resolve_tensors(asen_py_state *state, call_state *call)
     return 0;
 }
 
-/* Runs the op without the GIL; the tensors are kept alive by references of our own. */
+/* Whether an op on these is done before another thread could make use of the GIL. On a device of its own nothing is:
+ * its calls may wait. */
+static bool is_short(asen_tensor *const *in, int n)
+{
+    enum { SHORT = 4096 };
+    int64_t elements = 0;
+    for (int i = 0; i < n; i++) {
+        if (in[i] == NULL)
+            continue;
+        elements += asen_tensor_count(in[i]);
+        if (!in[i]->storage->device->memory->host_memory || elements > SHORT)
+            return false;
+    }
+    return true;
+}
+
+/* Runs the op, a long one without the GIL; the tensors are kept alive by references of our own. */
 static PyObject *call_run(asen_py_state *state, call_state *call)
 {
     asen_tensor *out[ASEN_MAX_OUT];
@@ -236,11 +256,12 @@ static PyObject *call_run(asen_py_state *state, call_state *call)
     for (int i = 0; i < call->n; i++)
         if (call->tensor[i] != NULL)
             asen_tensor_retain(call->tensor[i]);
-    Py_BEGIN_ALLOW_THREADS
+    PyThreadState *thread = is_short(call->tensor, call->n) ? NULL : PyEval_SaveThread();
     status = asen_op_apply(call->op, call->tensor, call->n, &call->attrs, out, &n_out);
     for (int i = 0; i < call->n; i++)
         asen_tensor_release(call->tensor[i]);
-    Py_END_ALLOW_THREADS
+    if (thread != NULL)
+        PyEval_RestoreThread(thread);
     if (status != ASEN_OK)
         return asen_py_raise(status);
     if (n_out == 1)
@@ -259,25 +280,41 @@ static PyObject *call_run(asen_py_state *state, call_state *call)
     return result;
 }
 
-static call_state *call_new(asen_op op)
+static void call_init(call_state *call, asen_op op)
 {
-    call_state *call = PyMem_Calloc(1, sizeof *call);
-    if (call == NULL) {
-        PyErr_NoMemory();
-        return NULL;
-    }
+    memset(call, 0, sizeof *call);
     call->op = op;
     call->schema = asen_schema_get(op);
+    call->object = call->few_objects;
+    call->tensor = call->few_tensors;
+    call->made = call->few_tensors + FEW;
     asen_schema_defaults(op, &call->attrs);
-    return call;
 }
 
-static void call_free(call_state *call)
+static void call_clear(call_state *call)
 {
     for (int i = 0; i < call->n; i++)
         asen_tensor_release(call->made[i]);
     Py_XDECREF(call->held);
-    PyMem_Free(call);
+    PyMem_Free(call->memory);
+}
+
+/* Arrays for `count` more inputs, before any tensor is in them. */
+static int call_reserve(call_state *call, Py_ssize_t count)
+{
+    if (count <= FEW - call->n)
+        return 0;
+    size_t all = (size_t)(call->n + count);
+    call->memory = PyMem_Calloc(all, 3 * sizeof(void *));
+    if (call->memory == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    call->object = call->memory;
+    call->tensor = (asen_tensor **)call->memory + all;
+    call->made = (asen_tensor **)call->memory + 2 * all;
+    memcpy(call->object, call->few_objects, (size_t)call->n * sizeof(PyObject *));
+    return 0;
 }
 
 /* Tensors from a sequence, after `self` where there is one. The call holds them: the list may
@@ -292,6 +329,8 @@ static int give_sequence(call_state *call, PyObject *sequence)
     Py_ssize_t n = PyTuple_GET_SIZE(call->held);
     if (n > (call->schema->variadic ? MAX_TENSORS : call->schema->n_in) - call->n)
         return call_error(call, "%s: too many tensors%s", "");
+    if (call_reserve(call, n) < 0)
+        return -1;
     for (Py_ssize_t i = 0; i < n; i++)
         call->object[call->n++] = PyTuple_GET_ITEM(call->held, i);
     return 0;
@@ -301,9 +340,10 @@ PyObject *asen_py_call_op(asen_py_state *state, asen_op op, PyObject *self, PyOb
                           PyObject *kwnames)
 {
     PyObject *result = NULL;
-    call_state *call = state == NULL ? NULL : call_new(op);
-    if (call == NULL)
+    call_state own, *call = &own;
+    if (state == NULL)
         return NULL;
+    call_init(call, op);
     const asen_schema *s = call->schema;
     Py_ssize_t at = 0;
     if (self != NULL)
@@ -336,7 +376,7 @@ PyObject *asen_py_call_op(asen_py_state *state, asen_op op, PyObject *self, PyOb
     if (resolve_tensors(state, call) == 0)
         result = call_run(state, call);
 done:
-    call_free(call);
+    call_clear(call);
     return result;
 }
 
@@ -346,9 +386,10 @@ PyObject *asen_py_apply1(asen_py_state *state, asen_op op, asen_tensor *const *i
     int status;
     if (state == NULL)
         return NULL;
-    Py_BEGIN_ALLOW_THREADS
+    PyThreadState *thread = is_short(in, n_in) ? NULL : PyEval_SaveThread();
     status = asen_op_apply1(op, in, n_in, attrs, &out);
-    Py_END_ALLOW_THREADS
+    if (thread != NULL)
+        PyEval_RestoreThread(thread);
     return status == ASEN_OK ? asen_py_wrap(state, out) : asen_py_raise(status);
 }
 
@@ -404,9 +445,10 @@ static PyObject *apply(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "OO|O!:apply", &name, &tensors, &PyDict_Type, &attrs))
         return NULL;
     int op = op_by_name(name);
-    call_state *call = op < 0 ? NULL : call_new((asen_op)op);
-    if (call == NULL)
+    call_state own, *call = &own;
+    if (op < 0)
         return NULL;
+    call_init(call, (asen_op)op);
     if (give_sequence(call, tensors) < 0)
         goto done;
     while (attrs != NULL && PyDict_Next(attrs, &position, &key, &value))
@@ -415,7 +457,7 @@ static PyObject *apply(PyObject *module, PyObject *args)
     if (resolve_tensors(state, call) == 0)
         result = call_run(state, call);
 done:
-    call_free(call);
+    call_clear(call);
     return result;
 }
 

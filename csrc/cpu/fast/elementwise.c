@@ -98,26 +98,55 @@ UNARY_ROW(pow, powf(x, k.first))
         }                                                                                                     \
     } while (0)
 
+/* What a part of a team computes: everything a kernel's loop reads. */
+typedef struct work {
+    fast_nest nest;
+    int64_t count;
+    float *y;
+    const float *a, *b;
+    binary_row binary;
+    unary_row unary;
+    row_args k;
+} work;
+
+static void binary_part(const work *w, int t, int team)
+{
+    int64_t from = fast_part(w->count, t, team), to = fast_part(w->count, t + 1, team);
+    int64_t sa = w->nest.stride[1][w->nest.ndim - 1], sb = w->nest.stride[2][w->nest.ndim - 1];
+    FOR_ROWS(&w->nest, 3, from, to, offset, length,
+             w->binary(w->y + offset[0], w->a + offset[1], sa, w->b + offset[2], sb, length, w->k));
+}
+
+static void unary_part(const work *w, int t, int team)
+{
+    int64_t from = fast_part(w->count, t, team), to = fast_part(w->count, t + 1, team);
+    int64_t sx = w->nest.stride[1][w->nest.ndim - 1];
+    FOR_ROWS(&w->nest, 2, from, to, offset, length, w->unary(w->y + offset[0], w->a + offset[1], sx, length, w->k));
+}
+
+/* One thread enters no parallel region: for a few elements that costs more than they do. */
+static void run_parts(const work *w, int threads, void (*part)(const work *w, int t, int team))
+{
+    if (threads == 1) {
+        part(w, 0, 1);
+        return;
+    }
+#pragma omp parallel num_threads(threads)
+    part(w, omp_get_thread_num(), omp_get_num_threads());
+}
+
 static int run_binary(const asen_call *call, binary_row row, row_args k)
 {
     if (!fast_all_f32(call))
         return ASEN_DECLINED;
-    int64_t count = asen_tensor_count(call->out[0]);
-    if (count == 0)
+    work w = {.count = asen_tensor_count(call->out[0]), .binary = row, .k = k};
+    if (w.count == 0)
         return ASEN_OK;
-    float *y = fast_f32(call->out[0]);
-    const float *a = fast_f32(call->in[0]), *b = fast_f32(call->in[1]);
-    fast_nest nest;
-    fast_nest_of(&nest, call->out[0], (const asen_tensor *const *)call->in, 2);
-    int64_t sa = nest.stride[1][nest.ndim - 1], sb = nest.stride[2][nest.ndim - 1];
-    int threads = fast_threads(count, count);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        int t = omp_get_thread_num(), team = omp_get_num_threads();
-        int64_t from = fast_part(count, t, team), to = fast_part(count, t + 1, team);
-        FOR_ROWS(&nest, 3, from, to, offset, length,
-                 row(y + offset[0], a + offset[1], sa, b + offset[2], sb, length, k));
-    }
+    w.y = fast_f32(call->out[0]);
+    w.a = fast_f32(call->in[0]);
+    w.b = fast_f32(call->in[1]);
+    fast_nest_of(&w.nest, call->out[0], (const asen_tensor *const *)call->in, 2);
+    run_parts(&w, fast_threads(w.count, w.count), binary_part);
     return ASEN_OK;
 }
 
@@ -126,21 +155,13 @@ static int run_unary(const asen_call *call, unary_row row, row_args k, int weigh
 {
     if (!fast_all_f32(call))
         return ASEN_DECLINED;
-    int64_t count = asen_tensor_count(call->out[0]);
-    if (count == 0)
+    work w = {.count = asen_tensor_count(call->out[0]), .unary = row, .k = k};
+    if (w.count == 0)
         return ASEN_OK;
-    float *y = fast_f32(call->out[0]);
-    const float *x = fast_f32(call->in[0]);
-    fast_nest nest;
-    fast_nest_of(&nest, call->out[0], (const asen_tensor *const *)call->in, 1);
-    int64_t sx = nest.stride[1][nest.ndim - 1];
-    int threads = fast_threads(count * weight, count);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    {
-        int t = omp_get_thread_num(), team = omp_get_num_threads();
-        int64_t from = fast_part(count, t, team), to = fast_part(count, t + 1, team);
-        FOR_ROWS(&nest, 2, from, to, offset, length, row(y + offset[0], x + offset[1], sx, length, k));
-    }
+    w.y = fast_f32(call->out[0]);
+    w.a = fast_f32(call->in[0]);
+    fast_nest_of(&w.nest, call->out[0], (const asen_tensor *const *)call->in, 1);
+    run_parts(&w, fast_threads(w.count * weight, w.count), unary_part);
     return ASEN_OK;
 }
 
