@@ -496,13 +496,50 @@ def test_optimizers(kind, options, threads):
         np.testing.assert_allclose(ours, exact, rtol=1e-5, atol=1e-6)
 
 
+# ---- small matrix products ----
+
+
+def dense(array):
+    """In memory of its own."""
+    return _asen.from_numpy(array).clone()
+
+
+@pytest.mark.parametrize("trans_a", [0, 1])
+@pytest.mark.parametrize("trans_b", [0, 1])
+def test_small_matrix_products(trans_a, trans_b):
+    """Every number of rows and columns around a block's and a panel's, depths from 0 to the largest, in batches too."""
+    rng = np.random.default_rng(3)
+    shapes = [(m, n, k) for m in (0, 1, 2, 3, 4, 5, 6, 7, 11, 12, 23) for n in (0, 1, 15, 16, 17, 31, 33) for k in (0, 1, 5, 16)]
+    shapes += [(1, 512, 512), (64, 64, 64), (3, 2, 512)]
+    with paths("fast"):
+        for m, n, k in shapes:
+            for batch in ((), (1,), (3,)):
+                if int(np.prod(batch)) * m * n * k > 64 ** 3:
+                    continue
+                a = rng.standard_normal((*batch, *((k, m) if trans_a else (m, k))), np.float32)
+                b = rng.standard_normal((*batch, *((n, k) if trans_b else (k, n))), np.float32)
+                y = _asen.apply("matmul", [dense(a), dense(b)], {"trans_a": trans_a, "trans_b": trans_b}).numpy()
+                exact = ((a.swapaxes(-1, -2) if trans_a else a).astype(np.float64)
+                         @ (b.swapaxes(-1, -2) if trans_b else b).astype(np.float64))
+                assert y.shape == exact.shape
+                np.testing.assert_allclose(y, exact, rtol=0, atol=4e-6 * max(k, 1) ** 0.5, err_msg=str((batch, m, n, k)))
+
+
+def test_large_matrix_products_are_left_to_onednn():
+    """More work than 64 x 64 x 64, or deeper than 512: declined, alone and as a batch; also where the product overflows."""
+    with paths("fast"):
+        for a, b in (((65, 64), (64, 64)), ((1, 513), (513, 1)), ((5, 32, 64), (5, 64, 32))):
+            with pytest.raises(NotImplementedError):
+                _asen.apply("matmul", [dense(np.ones(a, np.float32)), dense(np.ones(b, np.float32))], {})
+
+
 # ---- the table ----
 
 
-def test_every_row_but_matrices_and_convolutions_has_a_fast_kernel():
+def test_every_row_but_linear_and_convolutions_has_a_fast_kernel():
     """A new row without a fast kernel would run on the reference in training: it must be listed here. Pixels are
     normalised by the loader on the CPU; only a GPU has them done by a row."""
-    other = {"matmul", "linear", "conv2d", "conv2d_grad_input", "conv2d_grad_weight", "conv2d_fused", "normalize_pixels"}
+    other = {"linear", "conv2d", "conv2d_grad_input", "conv2d_grad_weight", "conv2d_fused", "normalize_pixels"}
     rows = {spec["name"] for spec in _asen.op_specs() if not spec["view"]}
     missing = set()
     for name in rows - other:

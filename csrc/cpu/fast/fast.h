@@ -184,7 +184,7 @@ static inline void fast_nest_next(const fast_nest *nest, int operands, int dims,
 #define FAST_KERNELS(K)                                                                           \
     K(add) K(sub) K(mul) K(div) K(neg) K(exp) K(log) K(sqrt) K(pow) K(clamp) K(clamp_grad) K(relu) \
     K(relu_grad) K(tanh) K(sigmoid) K(copy)                                                       \
-    K(sum) K(mean) K(max) K(max_grad)                                                             \
+    K(sum) K(mean) K(max) K(max_grad) K(matmul)                                                   \
     K(softmax) K(log_softmax) K(cross_entropy) K(cross_entropy_grad)                              \
     K(max_pool2d) K(max_pool2d_grad) K(batch_norm) K(batch_norm_grad)                             \
     K(cat) K(slice_grad) K(embedding) K(embedding_grad) K(dropout)                                \

@@ -1,5 +1,5 @@
 /* The table behind the path "fast": one slot an op; NULL where we have no kernel of our own
- * (matrix products and convolutions are oneDNN's). */
+ * (large matrix products and convolutions are oneDNN's). */
 #include "cpu/fast/fast.h"
 
 const asen_kernel asen_fast_kernels[ASEN_OP_COUNT] = {
