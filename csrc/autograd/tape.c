@@ -56,9 +56,7 @@ static void node_free(asen_history *history)
     }
 }
 
-static void node_release(asen_node *node) { asen_history_release(&node->history); }
-
-static asen_node *node_retain(asen_node *node) { return (asen_node *)asen_history_retain(&node->history); }
+void asen_node_release(asen_node *node) { asen_history_release((asen_history *)node); }
 
 /* `bytes` from *at on, which moves behind them, aligned for anything. */
 static void *carve(char **at, size_t bytes)
@@ -107,7 +105,7 @@ int asen_tape_record(asen_op op, asen_tensor *const *in, asen_tensor *const *use
     const asen_schema *schema = asen_schema_get(op);
     bool wanted = false;
     for (int i = 0; i < n_in; i++)
-        wanted |= in[i] != NULL && asen_tensor_node(in[i]) != NULL;
+        wanted |= in[i] != NULL && asen_tensor_has_history(in[i]);
     if (!wanted || !asen_grad_enabled() || asen_grad_rules[op] == NULL)
         return ASEN_OK;
 
@@ -123,11 +121,8 @@ int asen_tape_record(asen_op op, asen_tensor *const *in, asen_tensor *const *use
         meta_set(&node->meta[i], in[i]);
         if (in[i] == NULL)
             continue;
-        if (asen_tensor_node(in[i]) != NULL) {
-            node->needs[i] = true;
-            node->edge[i] = node_retain(asen_tensor_node(in[i]));
-            node->edge_slot[i] = in[i]->slot;
-        }
+        node->edge[i] = asen_tensor_node(in[i], &node->edge_slot[i]);
+        node->needs[i] = node->edge[i] != NULL;
         if (schema->saved_in & (schema->variadic ? 1u : 1u << i)) {
             status = asen_tensor_detach(used[i], &node->saved_in[i]);
             if (status != ASEN_OK)
@@ -145,37 +140,50 @@ int asen_tape_record(asen_op op, asen_tensor *const *in, asen_tensor *const *use
         node->saved_out_version[k] = atomic_load(&out[k]->storage->version);
     }
     for (int k = 0; k < n_out; k++)
-        if (asen_dtype_is_float(out[k]->dtype)) {
-            out[k]->history = asen_history_retain(&node->history);
-            out[k]->slot = k;
-        }
-    node_release(node);
-    return ASEN_OK;
+        if (asen_dtype_is_float(out[k]->dtype))
+            asen_tensor_replace_history(out[k], NULL, &node->history, k);
 fail:
-    node_release(node);
+    asen_node_release(node);
     return status;
+}
+
+asen_node *asen_tape_leaf(const asen_tensor *tensor)
+{
+    asen_node *node = asen_tensor_node(tensor, NULL);
+    if (node == NULL || node->leaf)
+        return node;
+    asen_node_release(node);
+    return NULL;
 }
 
 int asen_tape_set_leaf(asen_tensor *tensor, bool requires_grad)
 {
-    if (requires_grad == (asen_tensor_node(tensor) != NULL))
-        return ASEN_OK;
-    if (asen_tensor_node(tensor) != NULL && !asen_tensor_node(tensor)->leaf)
-        return asen_fail(ASEN_ERR_VALUE, "requires_grad of a result cannot be changed: use detach()");
-    if (!requires_grad) {
-        asen_history_release(tensor->history);
-        tensor->history = NULL;
-        return ASEN_OK;
+    int status = ASEN_OK;
+    asen_node *leaf = NULL, *before = asen_tensor_node(tensor, NULL);
+    if (requires_grad == (before != NULL))
+        goto done;
+    if (before != NULL && !before->leaf) {
+        status = asen_fail(ASEN_ERR_VALUE, "requires_grad of a result cannot be changed: use detach()");
+        goto done;
     }
-    if (!asen_dtype_is_float(tensor->dtype))
-        return asen_fail(ASEN_ERR_TYPE, "only floating tensors have gradients, not %s", asen_dtype_name(tensor->dtype));
-    asen_node *leaf = node_new(0);
-    if (leaf == NULL)
-        return asen_fail(ASEN_ERR_MEMORY, "out of memory");
-    leaf->leaf = true;
-    tensor->history = &leaf->history;
-    tensor->slot = 0;
-    return ASEN_OK;
+    if (requires_grad && !asen_dtype_is_float(tensor->dtype)) {
+        status = asen_fail(ASEN_ERR_TYPE, "only floating tensors have gradients, not %s", asen_dtype_name(tensor->dtype));
+        goto done;
+    }
+    if (requires_grad) {
+        leaf = node_new(0);
+        if (leaf == NULL) {
+            status = asen_fail(ASEN_ERR_MEMORY, "out of memory");
+            goto done;
+        }
+        leaf->leaf = true;
+    }
+    /* Where another thread was faster, its wish holds: it might as well have come later. */
+    asen_tensor_replace_history(tensor, (asen_history *)before, (asen_history *)leaf, 0);
+done:
+    asen_node_release(leaf);
+    asen_node_release(before);
+    return status;
 }
 
 int asen_grad_reduce_to(const asen_node *node, int i, asen_tensor *dy, asen_tensor **out)
@@ -224,11 +232,119 @@ static int accumulate(asen_tensor **total, asen_tensor *part)
     return ASEN_OK;
 }
 
+/* ---- backward ---- */
+
+/* A node as one backward sees it. */
+typedef struct visit {
+    asen_node *node;
+    asen_tensor *pending[ASEN_MAX_OUT]; /* owned: the gradients that arrived so far */
+} visit;
+
+/* All nodes that the root reaches: an array, and the places of nodes in it by a hash of their addresses. */
+typedef struct walk {
+    visit *visits;
+    size_t count, capacity;
+    uint32_t *places; /* [2 * capacity] 1 + index into visits, or 0 */
+} walk;
+
+static size_t place_of(const walk *w, const asen_node *node)
+{
+    size_t mask = 2 * w->capacity - 1;
+    size_t at = (size_t)((uint64_t)(uintptr_t)node * UINT64_C(0x9E3779B97F4A7C15) >> 24) & mask;
+    while (w->places[at] != 0 && w->visits[w->places[at] - 1].node != node)
+        at = (at + 1) & mask;
+    return at;
+}
+
+static int walk_grow(walk *w)
+{
+    size_t capacity = w->capacity ? 2 * w->capacity : 256;
+    visit *visits = capacity > UINT32_MAX ? NULL : realloc(w->visits, capacity * sizeof *visits);
+    if (visits != NULL)
+        w->visits = visits;
+    uint32_t *places = visits == NULL ? NULL : calloc(2 * capacity, sizeof *places);
+    if (places == NULL)
+        return asen_fail(ASEN_ERR_MEMORY, "out of memory");
+    free(w->places);
+    w->places = places;
+    w->capacity = capacity;
+    for (size_t i = 0; i < w->count; i++)
+        w->places[place_of(w, w->visits[i].node)] = (uint32_t)i + 1;
+    return ASEN_OK;
+}
+
+static int walk_add(walk *w, asen_node *node)
+{
+    int status = w->count < w->capacity ? ASEN_OK : walk_grow(w);
+    if (status != ASEN_OK)
+        return status;
+    size_t at = place_of(w, node);
+    if (w->places[at] != 0)
+        return ASEN_OK;
+    w->visits[w->count] = (visit){.node = node};
+    w->places[at] = (uint32_t)++w->count;
+    return ASEN_OK;
+}
+
+static int by_sequence(const void *a, const void *b)
+{
+    uint64_t x = (*(visit *const *)a)->node->sequence, y = (*(visit *const *)b)->node->sequence;
+    return x < y ? 1 : x > y ? -1 : 0;
+}
+
+/* Collects them, and orders them later ones first: so every gradient is complete before it is used. */
+static int walk_collect(walk *w, asen_node *root, visit ***order)
+{
+    int status = walk_add(w, root);
+    for (size_t i = 0; i < w->count && status == ASEN_OK; i++) {
+        const asen_node *node = w->visits[i].node;
+        for (int k = 0; k < node->n_in && status == ASEN_OK; k++)
+            if (node->edge[k] != NULL)
+                status = walk_add(w, node->edge[k]);
+    }
+    if (status != ASEN_OK)
+        return status;
+    *order = malloc(w->count * sizeof **order);
+    if (*order == NULL)
+        return asen_fail(ASEN_ERR_MEMORY, "out of memory");
+    for (size_t i = 0; i < w->count; i++)
+        (*order)[i] = &w->visits[i];
+    qsort(*order, w->count, sizeof **order, by_sequence);
+    return ASEN_OK;
+}
+
+static void walk_free(walk *w)
+{
+    for (size_t i = 0; i < w->count; i++)
+        for (int k = 0; k < ASEN_MAX_OUT; k++)
+            asen_tensor_release(w->visits[i].pending[k]);
+    free(w->visits);
+    free(w->places);
+}
+
+/* The saved tensors of a node are there until saved_leave. */
+static int saved_enter(asen_node *node)
+{
+    int readers = atomic_load(&node->readers);
+    do
+        if (readers & 1)
+            return asen_fail(ASEN_ERR_VALUE,
+                             "the graph was freed by an earlier backward: pass retain_graph=True there");
+    while (!atomic_compare_exchange_weak(&node->readers, &readers, readers + 2));
+    return ASEN_OK;
+}
+
+static void saved_leave(asen_node *node, bool retain)
+{
+    if (!retain)
+        atomic_fetch_or(&node->readers, 1);
+    if (atomic_fetch_sub(&node->readers, 2) == 3) /* consumed, and nobody else reads */
+        release_saved(node);
+}
+
 static int check_saved(const asen_node *node)
 {
     const char *name = asen_op_get(node->op)->name;
-    if (node->released)
-        return asen_fail(ASEN_ERR_VALUE, "the graph was freed by an earlier backward: pass retain_graph=True there");
     for (int i = 0; i < node->n_in; i++)
         if (node->saved_in[i] && atomic_load(&node->saved_in[i]->storage->version) != node->saved_in_version[i])
             return asen_fail(ASEN_ERR_VALUE, "%s: input %d was changed in place between forward and backward", name, i);
@@ -239,39 +355,44 @@ static int check_saved(const asen_node *node)
 }
 
 /* One node: from its pending gradients to those of its inputs. */
-static int node_backward(asen_node *node, bool retain)
+static int node_backward(walk *w, const visit *at, bool retain)
 {
+    asen_node *node = at->node;
     asen_tensor *few[8] = {0}, **dx = few;
     bool any = false;
     for (int k = 0; k < node->n_out; k++)
-        any |= node->pending[k] != NULL;
+        any |= at->pending[k] != NULL;
     if (!any)
         return ASEN_OK;
-    int status = check_saved(node);
+    int status = saved_enter(node);
     if (status != ASEN_OK)
         return status;
+    status = check_saved(node);
+    if (status != ASEN_OK) {
+        saved_leave(node, true);
+        return status;
+    }
     if (node->n_in > 8) {
         dx = calloc((size_t)node->n_in, sizeof *dx);
-        if (dx == NULL)
+        if (dx == NULL) {
+            saved_leave(node, true);
             return asen_fail(ASEN_ERR_MEMORY, "out of memory");
+        }
     }
-    status = asen_grad_rules[node->op](node, node->pending, dx);
+    status = asen_grad_rules[node->op](node, at->pending, dx);
     if (status != ASEN_OK)
         asen_fail_prefix("gradient of %s", asen_op_get(node->op)->name);
     for (int i = 0; i < node->n_in; i++) {
         if (dx[i] == NULL)
             continue;
         if (status == ASEN_OK && node->edge[i] != NULL)
-            status = accumulate(&node->edge[i]->pending[node->edge_slot[i]], dx[i]);
+            status = accumulate(&w->visits[w->places[place_of(w, node->edge[i])] - 1].pending[node->edge_slot[i]], dx[i]);
         else
             asen_tensor_release(dx[i]);
     }
     if (dx != few)
         free(dx);
-    if (!retain) {
-        release_saved(node);
-        node->released = true;
-    }
+    saved_leave(node, retain);
     return status;
 }
 
@@ -294,113 +415,89 @@ void asen_tape_grad_set(asen_node *leaf, asen_tensor *grad)
     asen_tensor_release(old);
 }
 
+/* Replaces `before` (borrowed, or NULL) by `grad`, which it steals; false where it is not there any more. */
+static bool grad_replace(asen_node *leaf, asen_tensor *before, asen_tensor *grad)
+{
+    pthread_mutex_lock(&grad_lock);
+    bool same = leaf->grad == before;
+    if (same)
+        leaf->grad = grad;
+    pthread_mutex_unlock(&grad_lock);
+    asen_tensor_release(same ? before : grad);
+    return same;
+}
+
 /* A leaf: its gradient is complete. It is kept dense, for the optimizers, and in memory of its own:
  * what `pending` holds may be another input's gradient too, or the seed that the caller gave. */
-static int leaf_backward(asen_node *leaf)
+static int leaf_backward(asen_node *leaf, asen_tensor *pending)
 {
-    asen_tensor *pending = leaf->pending[0], *total, *part;
+    asen_attrs same = {0};
     if (pending == NULL)
         return ASEN_OK;
-    total = asen_tape_grad_get(leaf);
-    bool shared = atomic_load(&pending->refs) > 1 || atomic_load(&pending->storage->refs) > 1;
-    asen_attrs same = {.copy = {.dtype = pending->dtype}};
-    int status = total == NULL && shared ? asen_op_run1(ASEN_OP_copy, &pending, 1, &same, &part)
-                                         : asen_tensor_to_dense(pending, &part);
-    if (status == ASEN_OK)
-        status = accumulate(&total, part);
-    if (status == ASEN_OK)
-        asen_tape_grad_set(leaf, total);
-    else
-        asen_tensor_release(total);
-    return status;
-}
-
-static int by_sequence(const void *a, const void *b)
-{
-    uint64_t x = (*(asen_node *const *)a)->sequence, y = (*(asen_node *const *)b)->sequence;
-    return x < y ? 1 : x > y ? -1 : 0;
-}
-
-/* All nodes that `root` reaches, later ones first: an order in which every gradient is complete
- * before it is used. */
-static int collect(asen_node *root, asen_node ***out, size_t *count)
-{
-    static uint64_t visit; /* under backward's lock */
-    asen_node *stack = root, **list = NULL;
-    size_t n = 0, capacity = 0;
-    visit++;
-    root->visit = visit;
-    root->next = NULL;
-    while (stack != NULL) {
-        asen_node *node = stack;
-        stack = node->next;
-        if (n == capacity) {
-            capacity = capacity ? 2 * capacity : 256;
-            asen_node **grown = realloc(list, capacity * sizeof *grown);
-            if (grown == NULL) {
-                free(list);
-                return asen_fail(ASEN_ERR_MEMORY, "out of memory");
-            }
-            list = grown;
-        }
-        list[n++] = node;
-        for (int i = 0; i < node->n_in; i++) {
-            asen_node *edge = node->edge[i];
-            if (edge == NULL || edge->visit == visit)
-                continue;
-            edge->visit = visit;
-            edge->next = stack;
-            stack = edge;
-        }
+    same.copy.dtype = pending->dtype;
+    for (;;) { /* again where another backward added to it meanwhile */
+        asen_tensor *before = asen_tape_grad_get(leaf), *total = NULL, *part;
+        bool shared = atomic_load(&pending->refs) > 1 || atomic_load(&pending->storage->refs) > 1;
+        int status = before == NULL && shared ? asen_op_run1(ASEN_OP_copy, &pending, 1, &same, &part)
+                                              : asen_tensor_to_dense(pending, &part);
+        if (status == ASEN_OK && before != NULL)
+            total = asen_tensor_retain(before);
+        if (status == ASEN_OK)
+            status = accumulate(&total, part);
+        bool done = status != ASEN_OK || grad_replace(leaf, before, total);
+        if (status != ASEN_OK)
+            asen_tensor_release(total);
+        asen_tensor_release(before);
+        if (done)
+            return status;
     }
-    qsort(list, n, sizeof *list, by_sequence);
-    *out = list;
-    *count = n;
-    return ASEN_OK;
 }
 
-int asen_tape_backward(asen_tensor *root, asen_tensor *seed, bool retain)
+static int check_seed(const asen_tensor *root, const asen_tensor *seed)
 {
-    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* pending and visit live in the nodes */
-    asen_node **list = NULL;
-    size_t count = 0;
-    asen_tensor *first = NULL;
-    int status;
-
-    if (asen_tensor_node(root) == NULL)
-        return asen_fail(ASEN_ERR_VALUE, "backward: this tensor has no gradient: nothing it was made from requires one");
     if (seed == NULL && asen_tensor_count(root) != 1)
         return asen_fail(ASEN_ERR_VALUE, "backward: a tensor of shape %s needs the gradient to start from",
                          ASEN_SHAPE_TEXT(root));
     if (seed != NULL && (!asen_tensor_same_shape(root, seed) || seed->dtype != root->dtype))
         return asen_fail(ASEN_ERR_VALUE, "backward: the gradient is %s %s, the tensor %s %s", ASEN_SHAPE_TEXT(seed),
                          asen_dtype_name(seed->dtype), ASEN_SHAPE_TEXT(root), asen_dtype_name(root->dtype));
-    if (seed != NULL)
-        status = asen_tensor_detach(seed, &first);
-    else
-        status = asen_tensor_full(root->storage->device, root->dtype, root->ndim, root->shape, 1.0, &first);
-    if (status != ASEN_OK)
-        return status;
+    return ASEN_OK;
+}
 
-    pthread_mutex_lock(&lock);
-    asen_node *keep = node_retain(asen_tensor_node(root));
-    status = collect(asen_tensor_node(root), &list, &count);
-    if (status == ASEN_OK) {
-        asen_tensor_node(root)->pending[root->slot] = first;
-        first = NULL;
-    }
-    for (size_t i = 0; i < count; i++) {
-        asen_node *node = list[i];
-        if (status == ASEN_OK)
-            status = node->leaf ? leaf_backward(node) : node_backward(node, retain);
+int asen_tape_backward(asen_tensor *root, asen_tensor *seed, bool retain)
+{
+    walk w = {0};
+    visit **order = NULL;
+    asen_tensor *first = NULL;
+    int slot, status;
+    asen_node *node = asen_tensor_node(root, &slot); /* holds all others */
+
+    if (node == NULL)
+        return asen_fail(ASEN_ERR_VALUE, "backward: this tensor has no gradient: nothing it was made from requires one");
+    status = check_seed(root, seed);
+    if (status == ASEN_OK && seed != NULL)
+        status = asen_tensor_detach(seed, &first);
+    else if (status == ASEN_OK)
+        status = asen_tensor_full(root->storage->device, root->dtype, root->ndim, root->shape, 1.0, &first);
+    if (status == ASEN_OK)
+        status = walk_collect(&w, node, &order);
+    if (status != ASEN_OK)
+        goto done;
+    w.visits[0].pending[slot] = first;
+    first = NULL;
+    for (size_t i = 0; i < w.count && status == ASEN_OK; i++) {
+        visit *at = order[i];
+        status = at->node->leaf ? leaf_backward(at->node, at->pending[0]) : node_backward(&w, at, retain);
         for (int k = 0; k < ASEN_MAX_OUT; k++) {
-            asen_tensor_release(node->pending[k]);
-            node->pending[k] = NULL;
+            asen_tensor *used = at->pending[k];
+            at->pending[k] = NULL;
+            asen_tensor_release(used);
         }
     }
-    free(list);
-    node_release(keep);
-    pthread_mutex_unlock(&lock);
+done:
+    walk_free(&w);
+    free(order);
     asen_tensor_release(first);
+    asen_node_release(node);
     return status;
 }

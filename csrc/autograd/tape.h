@@ -4,7 +4,12 @@
  * gradient rule reads, which are stored without their nodes. So there are no cycles, and a
  * forward pass without `backward` frees its memory when its result goes out of sight. Nodes are
  * freed iteratively. A saved tensor remembers its storage's version; a write in place between
- * forward and backward is an error. */
+ * forward and backward is an error.
+ *
+ * Threads: a recorded node does not change, but for a leaf's `grad` and for its saved tensors, which the first
+ * backward that does not retain them lets go when no other reads them any more. What a backward adds up is its own.
+ * So any number of them run at once, also over one graph, also one inside another (a finalizer may run when memory
+ * is let go), and none waits for another. */
 #ifndef ASEN_TAPE_H
 #define ASEN_TAPE_H
 
@@ -28,7 +33,7 @@ struct asen_node {
     asen_attrs attrs;
     asen_device *device;
     int n_in, n_out;
-    bool released;         /* backward has consumed the saved tensors */
+    _Atomic int readers;   /* of the saved tensors: twice the backwards that read them, odd once they are consumed */
     bool *needs;           /* [n_in] this input wants a gradient */
     asen_node **edge;      /* [n_in] owned; NULL where none is wanted */
     int *edge_slot;        /* [n_in] which output of that node */
@@ -38,17 +43,20 @@ struct asen_node {
     asen_tensor *saved_out[ASEN_MAX_OUT];
     uint64_t saved_out_version[ASEN_MAX_OUT];
     asen_input_meta out_meta[ASEN_MAX_OUT];
-    asen_tensor *pending[ASEN_MAX_OUT]; /* during backward: gradients that arrived so far */
-    asen_node *next;       /* scratch of the iterative walks */
-    uint64_t visit;
+    asen_node *next;       /* of the dead nodes that are being freed */
 };
 
 /* Gradient rule: from the gradients dy of the outputs (NULL: zero) to those of the inputs, new
  * references in dx, only where node->needs[i] says so. Built from ops that are run, not recorded. */
 typedef int (*asen_grad_rule)(const asen_node *node, asen_tensor *const *dy, asen_tensor **dx);
 
-/* The node of a tensor, borrowed; NULL where no gradient is wanted. */
-static inline asen_node *asen_tensor_node(const asen_tensor *t) { return (asen_node *)t->history; }
+/* The node of a tensor, a new reference, and which of its outputs the tensor is (`slot` may be NULL); NULL where no
+ * gradient is wanted. */
+static inline asen_node *asen_tensor_node(const asen_tensor *t, int *slot)
+{
+    return (asen_node *)asen_tensor_history(t, slot);
+}
+void asen_node_release(asen_node *node); /* NULL is fine */
 
 bool asen_grad_enabled(void);              /* of this thread */
 bool asen_grad_set_enabled(bool enabled);  /* returns the previous state */
@@ -61,6 +69,8 @@ int asen_tape_record(asen_op op, asen_tensor *const *in, asen_tensor *const *use
 /* Gives `tensor` a leaf node (or takes it away). An error for the result of an op. */
 int asen_tape_set_leaf(asen_tensor *tensor, bool requires_grad);
 
+/* The node of a leaf, a new reference; NULL for results and where no gradient is wanted. */
+asen_node *asen_tape_leaf(const asen_tensor *tensor);
 /* The gradient of a leaf: a new reference, or NULL; and its replacement, which steals `grad` (NULL
  * clears). Any thread may ask while another runs backward. */
 asen_tensor *asen_tape_grad_get(asen_node *leaf);

@@ -1,6 +1,7 @@
 /* Tensors: making, viewing, describing: see tensor.h. */
 #include "core/tensor.h"
 
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -152,6 +153,54 @@ void asen_history_release(asen_history *history)
 {
     if (history != NULL && atomic_fetch_sub(&history->refs, 1) == 1)
         history->free(history);
+}
+
+/* Reading a history and taking a reference of it must be one step where another thread may replace it. The locks are
+ * held for a few instructions, shared among tensors, and apart in memory. */
+enum { STRIPES = 32 };
+
+static struct {
+    _Alignas(64) atomic_flag busy;
+} stripes[STRIPES];
+
+static atomic_flag *stripe_lock(const asen_tensor *tensor)
+{
+    uintptr_t at = (uintptr_t)tensor;
+    atomic_flag *busy = &stripes[(at >> 6 ^ at >> 12) % STRIPES].busy;
+    while (atomic_flag_test_and_set_explicit(busy, memory_order_acquire))
+        sched_yield();
+    return busy;
+}
+
+static void stripe_unlock(atomic_flag *busy) { atomic_flag_clear_explicit(busy, memory_order_release); }
+
+asen_history *asen_tensor_history(const asen_tensor *tensor, int *slot)
+{
+    if (!asen_tensor_has_history(tensor))
+        return NULL;
+    atomic_flag *busy = stripe_lock(tensor);
+    asen_history *history = atomic_load_explicit(&tensor->history, memory_order_relaxed);
+    if (history != NULL)
+        asen_history_retain(history);
+    if (slot != NULL)
+        *slot = tensor->slot;
+    stripe_unlock(busy);
+    return history;
+}
+
+bool asen_tensor_replace_history(asen_tensor *tensor, asen_history *before, asen_history *history, int slot)
+{
+    atomic_flag *busy = stripe_lock(tensor);
+    bool same = atomic_load_explicit(&tensor->history, memory_order_relaxed) == before;
+    if (same) {
+        atomic_store_explicit(&tensor->history, history != NULL ? asen_history_retain(history) : NULL,
+                              memory_order_relaxed);
+        tensor->slot = slot;
+    }
+    stripe_unlock(busy);
+    if (same)
+        asen_history_release(before);
+    return same;
 }
 
 const char *asen_shape_text(int ndim, const int64_t *shape, char *buffer, size_t size)

@@ -18,11 +18,12 @@ struct asen_tensor {
     int64_t shape[ASEN_MAX_DIMS];
     int64_t stride[ASEN_MAX_DIMS]; /* in elements, may be 0 (expanded) */
     int64_t offset;                /* in elements */
-    asen_history *history;         /* owned; NULL: no gradient is wanted */
+    ASEN_ATOMIC(asen_history *) history; /* owned; NULL: no gradient is wanted. Only by the functions below: */
     int slot;                      /* which output of the history's op this is */
 };
 
-/* How a tensor came to be, for whoever records that (autograd/tape.h): counted here, known there. */
+/* How a tensor came to be, for whoever records that (autograd/tape.h): counted here, known there. A tensor's
+ * history may be replaced in one thread while others read it. */
 struct asen_history {
     ASEN_ATOMIC(int64_t) refs;
     void (*free)(asen_history *history); /* the last reference is gone */
@@ -39,6 +40,18 @@ asen_tensor *asen_tensor_retain(asen_tensor *tensor);
 void asen_tensor_release(asen_tensor *tensor); /* NULL is fine */
 asen_history *asen_history_retain(asen_history *history);
 void asen_history_release(asen_history *history); /* NULL is fine */
+/* The history, a new reference, and which output of it this is (`slot` may be NULL); NULL where there is none. */
+asen_history *asen_tensor_history(const asen_tensor *tensor, int *slot);
+/* Replaces `before` (borrowed, or NULL) by `history` (or NULL), of which it takes a reference. False where the tensor
+ * has another history than `before`. */
+bool asen_tensor_replace_history(asen_tensor *tensor, asen_history *before, asen_history *history, int slot);
+#ifndef __cplusplus
+/* Whether there is one at this moment. */
+static inline bool asen_tensor_has_history(const asen_tensor *t)
+{
+    return atomic_load_explicit(&t->history, memory_order_relaxed) != NULL;
+}
+#endif
 
 static inline int64_t asen_shape_count(int ndim, const int64_t *shape)
 {

@@ -49,7 +49,7 @@ static void capsule_delete(PyObject *capsule)
 PyObject *asen_py_dlpack(PyObject *self)
 {
     asen_tensor *t = ((asen_py_tensor *)self)->tensor, *detached;
-    if (asen_tensor_node(t) != NULL) {
+    if (asen_tensor_has_history(t)) {
         PyErr_SetString(PyExc_BufferError, "DLPack: a tensor that requires a gradient: call detach() first");
         return NULL;
     }

@@ -57,10 +57,10 @@ static void release_images(image_list *list)
 static int take_images(PyObject *object, image_list *list)
 {
     *list = (image_list){0, NULL};
-    PyObject *items = PySequence_Fast(object, "images must be a sequence of uint8 arrays");
+    PyObject *items = asen_py_items(object, "images must be a sequence of uint8 arrays");
     if (items == NULL)
         return -1;
-    Py_ssize_t count = PySequence_Fast_GET_SIZE(items);
+    Py_ssize_t count = PyTuple_GET_SIZE(items);
     list->views = PyMem_Calloc((size_t)(count > 0 ? count : 1), sizeof *list->views);
     if (list->views == NULL) {
         PyErr_NoMemory();
@@ -68,7 +68,7 @@ static int take_images(PyObject *object, image_list *list)
     }
     for (Py_ssize_t i = 0; i < count; i++) {
         Py_buffer *view = &list->views[i];
-        if (take_buffer(PySequence_Fast_GET_ITEM(items, i), 'B', 3, 0, "an image", view) < 0)
+        if (take_buffer(PyTuple_GET_ITEM(items, i), 'B', 3, 0, "an image", view) < 0)
             goto fail;
         list->count = i + 1;
         if (check_pixels(view, "an image") < 0)
@@ -260,11 +260,11 @@ static PyObject *global_batch(PyObject *module, PyObject *args)
     }
     int status = -1;
     Py_ssize_t *slots = NULL;
-    PyObject *items = PySequence_Fast(slots_object, "slots must be a sequence of integers");
+    PyObject *items = asen_py_items(slots_object, "slots must be a sequence of integers");
     if (items == NULL)
         goto done;
-    if (PySequence_Fast_GET_SIZE(items) != images.count) {
-        PyErr_Format(PyExc_ValueError, "%zd slots for %zd images", PySequence_Fast_GET_SIZE(items), images.count);
+    if (PyTuple_GET_SIZE(items) != images.count) {
+        PyErr_Format(PyExc_ValueError, "%zd slots for %zd images", PyTuple_GET_SIZE(items), images.count);
         goto done;
     }
     slots = PyMem_Malloc((size_t)(images.count + 1) * sizeof *slots);
@@ -273,7 +273,7 @@ static PyObject *global_batch(PyObject *module, PyObject *args)
         goto done;
     }
     for (Py_ssize_t i = 0; i < images.count; i++) {
-        slots[i] = PyNumber_AsSsize_t(PySequence_Fast_GET_ITEM(items, i), PyExc_IndexError);
+        slots[i] = PyNumber_AsSsize_t(PyTuple_GET_ITEM(items, i), PyExc_IndexError);
         if (slots[i] == -1 && PyErr_Occurred())
             goto done;
         if (slots[i] < 0 || slots[i] >= out.shape[0]) {

@@ -26,6 +26,14 @@ PyObject *asen_py_raise(int status)
     return NULL;
 }
 
+PyObject *asen_py_items(PyObject *sequence, const char *message)
+{
+    PyObject *items = PySequence_Fast(sequence, message); /* a tuple or a list */
+    if (items != NULL && !PyTuple_CheckExact(items))
+        Py_SETREF(items, PyList_AsTuple(items));
+    return items;
+}
+
 static int module_exec(PyObject *module)
 {
     static int (*const add[])(PyObject *) = {

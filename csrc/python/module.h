@@ -29,4 +29,8 @@ extern PyModuleDef asen_py_module_def;
 /* Raises the exception that belongs to `status`, with the thread's message. Returns NULL. */
 PyObject *asen_py_raise(int status);
 
+/* The items of a sequence as a tuple, a new reference; a TypeError with the message where it is none. A list might change
+ * while its items run code of their own (__index__, __float__, buffers): nothing reads one item by item. */
+PyObject *asen_py_items(PyObject *sequence, const char *message);
+
 #endif

@@ -20,17 +20,17 @@ static int set_list(asen_list *list, PyObject *value, const char *name)
         *list = (asen_list){.count = 1, .item = {item}};
         return 0;
     }
-    sequence = PySequence_Fast(value, "an integer or a sequence of integers is wanted");
+    sequence = asen_py_items(value, "an integer or a sequence of integers is wanted");
     if (sequence == NULL)
         return -1;
-    Py_ssize_t n = PySequence_Fast_GET_SIZE(sequence);
+    Py_ssize_t n = PyTuple_GET_SIZE(sequence);
     if (n > ASEN_MAX_DIMS) {
         PyErr_Format(PyExc_ValueError, "%s: more than %d items", name, ASEN_MAX_DIMS);
         goto fail;
     }
     list->count = n;
     for (Py_ssize_t i = 0; i < n; i++) {
-        list->item[i] = PyLong_AsLongLong(PySequence_Fast_GET_ITEM(sequence, i));
+        list->item[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(sequence, i));
         if (list->item[i] == -1 && PyErr_Occurred())
             goto fail;
     }
@@ -439,7 +439,7 @@ static int op_by_name(PyObject *name)
 
 static PyObject *apply(PyObject *module, PyObject *args)
 {
-    PyObject *name, *tensors, *attrs = NULL, *key, *value, *result = NULL;
+    PyObject *name, *tensors, *attrs = NULL, *mine = NULL, *key, *value, *result = NULL;
     Py_ssize_t position = 0;
     asen_py_state *state = PyModule_GetState(module);
     if (!PyArg_ParseTuple(args, "OO|O!:apply", &name, &tensors, &PyDict_Type, &attrs))
@@ -451,13 +451,21 @@ static PyObject *apply(PyObject *module, PyObject *args)
     call_init(call, (asen_op)op);
     if (give_sequence(call, tensors) < 0)
         goto done;
-    while (attrs != NULL && PyDict_Next(attrs, &position, &key, &value))
+    if (attrs != NULL && (mine = PyDict_Copy(attrs)) == NULL) /* a dict of our own: values run code of theirs */
+        goto done;
+    while (mine != NULL && PyDict_Next(mine, &position, &key, &value)) {
+        if (!PyUnicode_Check(key)) {
+            PyErr_Format(PyExc_TypeError, "apply: attributes have names, not %R", key);
+            goto done;
+        }
         if (give_named(call, key, value) < 0)
             goto done;
+    }
     if (resolve_tensors(state, call) == 0)
         result = call_run(state, call);
 done:
     call_clear(call);
+    Py_XDECREF(mine);
     return result;
 }
 

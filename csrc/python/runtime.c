@@ -123,22 +123,19 @@ static PyObject *set_kernel_paths(PyObject *module, PyObject *args)
 {
     static const char *const names[] = {"fast", "onednn", "reference", "all"};
     static const unsigned masks[] = {ASEN_PATH_FAST, ASEN_PATH_ONEDNN, ASEN_PATH_REFERENCE, ASEN_PATH_ALL};
-    PyObject *list = PySequence_Fast(args, "names are wanted");
     unsigned mask = 0;
-    for (Py_ssize_t i = 0; list != NULL && i < PySequence_Fast_GET_SIZE(list); i++) {
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(args); i++) {
         unsigned found = 0;
-        PyObject *item = PySequence_Fast_GET_ITEM(list, i);
+        PyObject *item = PyTuple_GET_ITEM(args, i);
         for (int k = 0; k < 4; k++)
             if (PyUnicode_Check(item) && PyUnicode_CompareWithASCIIString(item, names[k]) == 0)
                 found = masks[k];
         if (found == 0) {
             PyErr_Format(PyExc_ValueError, "kernel paths are 'fast', 'onednn', 'reference' or 'all', not %R", item);
-            Py_DECREF(list);
             return NULL;
         }
         mask |= found;
     }
-    Py_XDECREF(list);
     asen_cpu_set_paths(mask);
     Py_RETURN_NONE;
 }

@@ -124,11 +124,13 @@ static PyObject *get_device(PyObject *self, void *closure)
 {
     return PyUnicode_FromString(self_tensor(self)->storage->device->name);
 }
-static PyObject *get_requires_grad(PyObject *self, void *closure) { return PyBool_FromLong(asen_tensor_node(self_tensor(self)) != NULL); }
+static PyObject *get_requires_grad(PyObject *self, void *closure) { return PyBool_FromLong(asen_tensor_has_history(self_tensor(self))); }
 static PyObject *get_is_leaf(PyObject *self, void *closure)
 {
-    asen_node *node = asen_tensor_node(self_tensor(self));
-    return PyBool_FromLong(node == NULL || node->leaf);
+    asen_node *node = asen_tensor_node(self_tensor(self), NULL);
+    bool leaf = node == NULL || node->leaf;
+    asen_node_release(node);
+    return PyBool_FromLong(leaf);
 }
 
 static int set_requires_grad(PyObject *self, PyObject *value, void *closure)
@@ -147,11 +149,12 @@ static int set_requires_grad(PyObject *self, PyObject *value, void *closure)
 
 static PyObject *get_grad(PyObject *self, void *closure)
 {
-    asen_node *node = asen_tensor_node(self_tensor(self));
     asen_py_state *state = asen_py_state_of_tensor(self);
-    asen_tensor *grad = state == NULL || node == NULL || !node->leaf ? NULL : asen_tape_grad_get(node);
     if (state == NULL)
         return NULL;
+    asen_node *leaf = asen_tape_leaf(self_tensor(self));
+    asen_tensor *grad = leaf == NULL ? NULL : asen_tape_grad_get(leaf);
+    asen_node_release(leaf);
     if (grad == NULL)
         Py_RETURN_NONE;
     return asen_py_wrap(state, grad);
@@ -160,24 +163,30 @@ static PyObject *get_grad(PyObject *self, void *closure)
 static int set_grad(PyObject *self, PyObject *value, void *closure)
 {
     asen_tensor *tensor = self_tensor(self), *grad = NULL;
+    asen_node *leaf;
     if (value != NULL && value != Py_None) {
         asen_py_state *state = asen_py_state_of_tensor(self);
         asen_tensor *given = state == NULL ? NULL : asen_py_unwrap(state, value, "grad");
         if (given == NULL)
             return -1;
-        if (asen_tensor_node(tensor) == NULL || !asen_tensor_node(tensor)->leaf || !asen_tensor_same_shape(given, tensor) ||
-            given->dtype != tensor->dtype) {
+        leaf = asen_tape_leaf(tensor);
+        if (leaf == NULL || !asen_tensor_same_shape(given, tensor) || given->dtype != tensor->dtype) {
+            asen_node_release(leaf);
             PyErr_SetString(PyExc_ValueError, "grad: a leaf that requires a gradient takes one of its shape and dtype");
             return -1;
         }
         int status = asen_tensor_detach(given, &grad);
         if (status != ASEN_OK) {
+            asen_node_release(leaf);
             asen_py_raise(status);
             return -1;
         }
+    } else {
+        leaf = asen_tape_leaf(tensor);
     }
-    if (asen_tensor_node(tensor) != NULL && asen_tensor_node(tensor)->leaf)
-        asen_tape_grad_set(asen_tensor_node(tensor), grad);
+    if (leaf != NULL)
+        asen_tape_grad_set(leaf, grad);
+    asen_node_release(leaf);
     return 0;
 }
 
@@ -217,7 +226,7 @@ static PyObject *to_host(PyObject *self)
 
 static PyObject *method_numpy(PyObject *self, PyObject *unused)
 {
-    if (asen_tensor_node(self_tensor(self)) != NULL) {
+    if (asen_tensor_has_history(self_tensor(self))) {
         PyErr_SetString(PyExc_RuntimeError, "numpy() of a tensor that requires a gradient: call detach() first");
         return NULL;
     }
@@ -469,7 +478,7 @@ static PyObject *method_dlpack(PyObject *self, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_BufferError, "DLPack: only the CPU, device (1, 0), is offered");
         return NULL;
     }
-    if (copy != Py_True || asen_tensor_node(self_tensor(self)) != NULL) /* a gradient is refused there */
+    if (copy != Py_True || asen_tensor_has_history(self_tensor(self))) /* a gradient is refused there */
         return asen_py_dlpack(self);
     PyObject *clone = method_clone(self, NULL), *capsule = clone == NULL ? NULL : asen_py_dlpack(clone);
     Py_XDECREF(clone);
@@ -598,7 +607,9 @@ static PyObject *get_row(PyObject *self, Py_ssize_t i) /* iteration */
 static PyObject *repr(PyObject *self)
 {
     asen_tensor *t = self_tensor(self);
-    const char *grad = asen_tensor_node(t) == NULL ? "" : asen_tensor_node(t)->leaf ? ", requires_grad=True" : ", grad_fn";
+    asen_node *node = asen_tensor_node(t, NULL);
+    const char *grad = node == NULL ? "" : node->leaf ? ", requires_grad=True" : ", grad_fn";
+    asen_node_release(node);
     PyObject *host = to_host(self), *array = NULL, *text = NULL, *result = NULL;
     if (host != NULL && t->dtype != ASEN_F16 && t->dtype != ASEN_BF16)
         array = asen_py_to_numpy(host);
