@@ -6,7 +6,6 @@ All under asenpp itself: asenpp.zeros, asenpp.no_grad, …
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ContextDecorator
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from . import _asen
 from ._asen import Tensor
 from . import random as _random
+from .modes import Mode
 
 __all__ = ["tensor", "zeros", "ones", "randn", "arange", "cat", "stack", "no_grad", "manual_seed",
            "set_num_threads", "get_num_threads", "memory_stats"]
@@ -78,14 +78,25 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return _asen.cat([t.unsqueeze(dim) for t in tensors], dim=dim)
 
 
-class no_grad(ContextDecorator):
-    """`with no_grad():` (or `@no_grad()`): nothing is recorded for backward, in this thread."""
+class no_grad(Mode):
+    """`with no_grad():` (or `@no_grad()`, `@no_grad`): nothing is recorded for backward, in this thread.
 
-    def __enter__(self) -> None:
-        self._before = _asen.set_grad_enabled(False)
+    A decorated generator or coroutine records nothing while it runs; whoever resumes it is as before.
+    """
 
-    def __exit__(self, *exception: Any) -> None:
-        _asen.set_grad_enabled(self._before)
+    _value = False
+    _read = staticmethod(_asen.is_grad_enabled)
+    _write = staticmethod(_asen.set_grad_enabled)
+
+    def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
+        mode = super().__new__(cls)
+        if function is None:
+            return mode
+        mode.__init__()         # type: ignore[misc]
+        return mode(function)
+
+    def __init__(self, function: None = None) -> None:
+        super().__init__()
 
 
 def manual_seed(seed: int) -> None:

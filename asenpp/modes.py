@@ -1,0 +1,98 @@
+"""Switches of a thread that are on within a block: no_grad, autocast.
+
+A mode is a context manager and a decorator. One object may be entered again while it is entered, and in several
+threads at once: what was before is kept by thread, the latest first. Decorated generators and coroutines have the mode
+on while they run, not while they are suspended, as in PyTorch.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from _thread import get_ident
+from collections.abc import Callable, Generator
+from typing import Any
+
+__all__ = ["Mode"]
+
+
+class Mode:
+    """A subclass says how to read the switch of this thread and how to set it, and to what (`_value`)."""
+
+    _value: Any
+    _read: Callable[[], Any]
+    _write: Callable[[Any], Any]
+
+    def __init__(self) -> None:
+        self._before: dict[int, list[Any]] = {}     # by thread
+
+    def __enter__(self) -> None:
+        before = self._read()
+        mine = self._before.setdefault(get_ident(), [])
+        mine.append(before)
+        try:
+            self._write(self._value)
+        except BaseException:       # a signal's, too: who does not enter, does not leave
+            mine.pop()
+            self._write(before)
+            raise
+
+    def __exit__(self, *exception: Any) -> None:
+        thread = get_ident()
+        mine = self._before.get(thread)
+        if not mine:                # a generator that was suspended within a block is closed by another thread
+            return
+        self._write(mine.pop())
+        if not mine:
+            self._before.pop(thread, None)
+
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function with the mode on. TypeError for asynchronous generators."""
+        if inspect.isasyncgenfunction(function):
+            raise TypeError(f"{type(self).__name__} cannot decorate the asynchronous generator {function.__name__}: "
+                            "use `with` around what it computes, between its yields")
+        if inspect.isgeneratorfunction(function):
+            @functools.wraps(function)
+            def generator(*arguments: Any, **named: Any) -> Any:
+                return (yield from self._stepwise(function(*arguments, **named)))
+
+            return generator
+        if inspect.iscoroutinefunction(function):
+            @functools.wraps(function)
+            async def coroutine(*arguments: Any, **named: Any) -> Any:
+                return await _Awaitable(self._stepwise(function(*arguments, **named)))
+
+            return coroutine
+
+        @functools.wraps(function)
+        def call(*arguments: Any, **named: Any) -> Any:
+            with self:
+                return function(*arguments, **named)
+
+        return call
+
+    def _stepwise(self, inner: Any) -> Generator[Any, Any, Any]:
+        """A generator or coroutine with the mode on at each of its steps."""
+        step, sent = inner.send, None
+        try:
+            while True:
+                with self:
+                    result = step(sent)
+                try:
+                    sent, step = (yield result), inner.send
+                except GeneratorExit:
+                    with self:
+                        inner.close()
+                    raise
+                except BaseException as error:
+                    sent, step = error, inner.throw
+        except StopIteration as end:
+            return end.value
+
+
+class _Awaitable:
+    def __init__(self, steps: Generator[Any, Any, Any]) -> None:
+        self._steps = steps
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._steps
