@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DELETE_ON_ERROR:
 .PHONY: help system venv install fashion-mnist test-packages test lint sanitize fuzz cuda test-gpu sanitize-gpu \
-        cuda-packages test-sim cudnn-plans dev clean force
+        cuda-packages test-sim cudnn-plans interrupts dev clean force
 
 help:           ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/:/'
@@ -32,6 +32,12 @@ sanitize: test-packages ## run op, tensor and image tests under AddressSanitizer
 
 fuzz: test-packages     ## mutate JPEG, YAML and checkpoint files (COUNT=20000 each, SEED=1)
 	PYTHON=$(PY) sh tests/fuzz/run.sh $(or $(COUNT),20000) $(or $(SEED),1)
+
+interrupts: test-packages ## interrupt the loader at each instruction, and COUNT=10000 times at random (build/interrupts*.json)
+	$(PY) tests/interrupts.py --every all 2 --out build/interrupts-all-2.json
+	$(PY) tests/interrupts.py --every all 0 --out build/interrupts-all-0.json
+	$(PY) tests/interrupts.py --every fails 2 --out build/interrupts-fails-2.json
+	$(PY) tests/interrupts.py --count $(or $(COUNT),10000) --seed $(or $(SEED),1) --out build/interrupts.json
 
 cuda: install           ## install the CUDA toolkit from pip, and build the plugin for GPUs (ARCH=90: for those alone)
 	$(PY) -m pip install -q -r kernels/requirements.txt

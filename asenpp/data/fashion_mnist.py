@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 
+from ..progress import bar
+from ..workers import Workers
 from .index import DataError
 from .prepare import check_target, whole_folder, write_eval, write_meta, write_train
 
@@ -106,16 +109,30 @@ def _write_images(folder: Path, split: str, images: np.ndarray, progress: Any) -
     for name in names[::IMAGES_A_FOLDER]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
 
-    def write(rows: range) -> int:
-        for row in rows:
-            Image.fromarray(images[row]).save(folder / names[row], "PNG", compress_level=1)
-        return len(rows)
+    done: SimpleQueue = SimpleQueue()       # how many were written, or what went wrong
+
+    def write(rows: range) -> None:
+        try:
+            for row in rows:
+                Image.fromarray(images[row]).save(folder / names[row], "PNG", compress_level=1)
+        except BaseException as error:
+            done.put(error)
+        else:
+            done.put(len(rows))
 
     step = 500
-    with ThreadPoolExecutor(2) as pool:
-        for done in pool.map(write, [range(a, min(a + step, len(images)))
-                                     for a in range(0, len(images), step)]):
-            progress.update(done)
+    parts = [range(a, min(a + step, len(images))) for a in range(0, len(images), step)]
+    workers = Workers(2)
+    try:
+        for rows in parts:
+            workers.submit(partial(write, rows))
+        for _ in parts:
+            count = done.get()
+            if isinstance(count, BaseException):
+                raise count
+            progress.update(count)
+    finally:
+        workers.close()
     return names
 
 
@@ -140,8 +157,6 @@ def prepare(out: str | Path, source: str | Path | None = None, train: int | None
             print(f"{out} is complete already (--force makes it anew)")
         return False
 
-    from tqdm import tqdm
-
     folder = Path(source) if source is not None else SYSTEM_SOURCE
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; install the Debian or Ubuntu package (as root: "
@@ -155,7 +170,7 @@ def prepare(out: str | Path, source: str | Path | None = None, train: int | None
     test_rows = balanced(test_labels, test, "test")
 
     total = len(train_rows) + len(valid_rows) + len(test_rows)
-    with whole_folder(out) as target, tqdm(total=total, unit=" images", desc="FashionMNIST",
+    with whole_folder(out) as target, bar(total=total, unit=" images", desc="FashionMNIST",
                                            disable=quiet) as progress:
         for split, part, categories in (("train", images[train_rows], labels[train_rows]),
                                         ("valid", images[valid_rows], labels[valid_rows]),

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..progress import bar
 from .index import DataError
 from .prepare import SPLITS, check_target, whole_folder, write_eval, write_meta, write_train
 
@@ -381,12 +382,10 @@ def prepare(out: str | Path, images: int = 600, seed: int = 0, size: int = 128, 
         return False
 
     from PIL import Image
-    from tqdm import tqdm
-
     options: dict[str, Any] = {"compress_level": 3} if format == "png" else {"quality": 90, "subsampling": 0}
     rng = random.Random(seed)
     all_boxes: dict[str, dict[str, dict[str, list[Box]]]] = {}
-    with whole_folder(out) as target, tqdm(total=images, unit=" images", desc="Garments",
+    with whole_folder(out) as target, bar(total=images, unit=" images", desc="Garments",
                                            disable=quiet) as progress:
         for split, count in zip(SPLITS, split_sizes(images)):
             (target / split).mkdir()

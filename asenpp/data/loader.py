@@ -1,7 +1,6 @@
 """Batches of images, decoded and transformed by threads ahead of the one who asks.
 
-Purpose: the C functions run without the GIL, so threads suffice; exceptions, Ctrl-C and shutdown
-then work as in any Python program. Invariants:
+Purpose: the C functions run without the GIL, so threads suffice. Invariants:
 
 - Batches come out in order, and what they hold does not depend on the number of threads.
 - The iterable of batches is drawn from in the caller's thread only, `prefetch` batches ahead.
@@ -10,21 +9,27 @@ then work as in any Python program. Invariants:
   so nothing can stall.
 - An error belongs to its batch: it is raised when the caller reaches it, the first in the batch's
   order if there are several, and names the file.
+- An exception in the caller's thread, at whatever instruction (Ctrl-C), leaves nobody waiting: that thread
+  takes no lock (see asenpp.workers). It writes only which batches are wanted (`_Run.works`, `due`, `stopped`);
+  counts of bytes and of images left are the workers'. A pass that was left within `next` is over.
 """
 
 from __future__ import annotations
 
+import _thread
 import os
-import threading
 from collections import OrderedDict, deque
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from numbers import Integral
+from queue import SimpleQueue
 
 import numpy as np
 
 from .. import _asen
 from ..transforms import GlobalTransform, LocalTransform, decode_bytes, image_size
+from ..workers import Event, Workers
 
 __all__ = ["Batch", "BatchLoader"]
 
@@ -58,13 +63,13 @@ def available_bytes() -> int:
 
 
 class _Cache:
-    """Decoded images by id, the least recently used dropped first, bounded in bytes."""
+    """Decoded images by id, the least recently used dropped first, bounded in bytes. lock: the workers'."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, lock) -> None:
         self.limit = limit
         self.bytes = 0
         self._images: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = lock
 
     def get(self, image_id: int) -> np.ndarray | None:
         with self._lock:
@@ -80,24 +85,25 @@ class _Cache:
         with self._lock:
             if image_id in self._images:
                 return
+            self.bytes += image.nbytes      # first: cut short here, it holds less than it might, not more
             self._images[image_id] = image
-            self.bytes += image.nbytes
-            while self.bytes > self.limit:
-                self.bytes -= self._images.popitem(last=False)[1].nbytes
+            while self.bytes > self.limit and self._images:
+                dropped = self._images.popitem(last=False)[1]
+                self.bytes -= dropped.nbytes
 
     def clear(self) -> None:
-        with self._lock:
-            self._images.clear()
-            self.bytes = 0
+        """When no worker is left."""
+        self._images = OrderedDict()
+        self.bytes = 0
 
 
 class _Inline:
-    """An executor that works at once, in the caller's thread: no workers."""
+    """No workers: what is submitted is done at once, in the caller's thread."""
 
-    def submit(self, function, *args) -> None:
-        function(*args)
+    def submit(self, task) -> None:
+        task()
 
-    def shutdown(self, wait: bool = True, cancel_futures: bool = False) -> None:
+    def close(self) -> None:
         pass
 
 
@@ -152,6 +158,7 @@ class _Work:
         self.images: list = [None] * len(ids)
         self.slot: dict[int, int] = {}       # image id -> its first place
         self.left = 0                        # chunks not finished
+        self.done = Event()                  # none is left
         self.held = 0                        # decoded bytes kept for the caller
         self.errors: list[tuple[int, BaseException]] = []
 
@@ -193,14 +200,21 @@ class BatchLoader:
         self.max_decoded_bytes = (max(64 << 20, min(DECODED_BYTES, available // 4)) if max_decoded_bytes is None
                                   else int(max_decoded_bytes))
         self._transform = GlobalTransform(transform_cfg)
-        self._cache = _Cache(min(CACHE_BYTES, available // 4) if cache_bytes is None else int(cache_bytes))
-        self._pool = ThreadPoolExecutor(self.workers, "asenpp-loader") if self.workers else _Inline()
-        self._changed = threading.Condition()
-        self._decoded = 0             # bytes of decoded images, kept or being worked on
-        self._peak = 0
-        self._parked: deque[_Chunk] = deque()
+        self._cache_bytes = min(CACHE_BYTES, available // 4) if cache_bytes is None else int(cache_bytes)
         self._closed = False
         self._run: _Run | None = None
+        self._renew()
+
+    def _renew(self) -> None:
+        """All that threads have a part in."""
+        self._process = os.getpid()
+        self._pool = Workers(self.workers, self) if self.workers else _Inline()
+        # Held by workers only; the caller without workers has nobody to keep out.
+        self._lock = _thread.allocate_lock() if self.workers else nullcontext()
+        self._cache = _Cache(self._cache_bytes, self._lock)
+        self._working = 0             # bytes of images that are being worked on
+        self._peak = 0
+        self._parked: deque[_Chunk] = deque()
 
     # -- what the caller sees
 
@@ -216,6 +230,10 @@ class BatchLoader:
             raise RuntimeError("the BatchLoader is closed")
         if self._run is not None:
             self._run.close()
+        if self._process != os.getpid():  # a forked child: threads and what they were at stayed behind
+            self._renew()
+        if not self.workers:
+            self._working = 0             # an exception may have cut the count short
         self._run = _Run(self, batches)
         return self._run
 
@@ -227,18 +245,17 @@ class BatchLoader:
 
     def close(self) -> None:
         """Stops the threads, after the image that each is working on. Calling it again does nothing."""
-        with self._changed:
-            self._closed = True
-            self._parked.clear()
-            self._changed.notify_all()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._closed = True
+        if self._run is not None:
+            self._run.wake()
+        self._parked.clear()
+        self._pool.close()
         self._cache.clear()
 
     def stats(self) -> dict[str, int]:
         """Bytes: decoded now, the most decoded at once, cached."""
-        with self._changed:
-            return {"decoded_bytes": self._decoded, "decoded_bytes_peak": self._peak,
-                    "cached_bytes": self._cache.bytes}
+        return {"decoded_bytes": self._decoded(), "decoded_bytes_peak": self._peak,
+                "cached_bytes": self._cache.bytes}
 
     # -- making batches
 
@@ -258,76 +275,77 @@ class BatchLoader:
         length = max(1, min(16, len(items) // max(1, 4 * self.workers)))
         chunks = [_Chunk(work, items[i:i + length]) for i in range(0, len(items), length)]
         work.left = len(chunks)
+        if not chunks:
+            work.done.set()
         for chunk in chunks:
-            self._submit(chunk)
+            self._pool.submit(partial(self._make, chunk))
 
-    def _submit(self, chunk: _Chunk) -> None:
-        if self._closed:
-            return
-        try:
-            self._pool.submit(self._make, chunk)
-        except RuntimeError:  # closed at this moment
-            pass
+    def _decoded(self) -> int:
+        """Bytes of decoded images, kept or being worked on."""
+        run = self._run
+        kept = () if run is None or run.stopped or self._closed else list(run.works)
+        return self._working + sum(work.held for work in kept)
 
     def _take_bytes(self, chunk: _Chunk) -> bool:
         """Room for the chunk's next image? If not, the chunk is put aside."""
-        with self._changed:
-            work = chunk.work
+        with self._lock:
+            work, decoded = chunk.work, self._decoded()
             due = work.number <= work.run.due
-            if due or self._decoded == 0 or self._decoded + chunk.size <= self.max_decoded_bytes:
-                self._decoded += chunk.size
-                self._peak = max(self._peak, self._decoded)
+            if due or decoded == 0 or decoded + chunk.size <= self.max_decoded_bytes:
+                self._working += chunk.size
+                self._peak = max(self._peak, decoded + chunk.size)
                 return True
             self._parked.append(chunk)
             return False
 
     def _return_bytes(self, count: int) -> None:
-        with self._changed:
-            self._decoded -= count
-        if count:
+        with self._lock:
+            self._working -= count
+        if self._parked:
             self._unpark()
 
     def _unpark(self) -> None:
-        """Takes up what was put aside: whatever is due, and what fits, oldest batch first."""
-        if not self._parked:
-            return
+        """Takes up what was put aside: whatever is due, and what fits, oldest batch first. A worker's task: the
+        caller submits it after each change of what is due or held."""
         again = []
-        with self._changed:
-            room = self.max_decoded_bytes - self._decoded
-            keep = deque()
-            for chunk in sorted(self._parked, key=lambda c: c.work.number):
-                if chunk.work.run.stopped:
-                    continue
-                if chunk.work.number <= chunk.work.run.due or chunk.size <= room or (
-                        self._decoded == 0 and not again):
+        with self._lock:
+            decoded = self._decoded()
+            room = self.max_decoded_bytes - decoded
+            for chunk in sorted(self._parked.copy(), key=lambda c: c.work.number):
+                due, stopped = chunk.work.number <= chunk.work.run.due, chunk.work.run.stopped
+                if due or stopped or chunk.size <= room or (decoded == 0 and not again):
                     room -= chunk.size
                     again.append(chunk)
-                else:
-                    keep.append(chunk)
-            self._parked = keep
+                    try:
+                        self._parked.remove(chunk)
+                    except ValueError:      # the loader is being closed
+                        pass
         for chunk in again:
-            self._submit(chunk)
+            self._pool.submit(partial(self._make, chunk))
 
     def _make(self, chunk: _Chunk) -> None:
         """A worker's task. Never raises; returns early when the chunk is put aside."""
         work = chunk.work
+        if self._parked:
+            self._unpark()
         try:
             while chunk.next < len(chunk.items) and not (self._closed or work.run.stopped):
                 if not self._make_one(chunk, *chunk.items[chunk.next]):
                     return
                 chunk.next += 1
                 chunk.data = None
-            if chunk.cached:
+            if chunk.cached and not work.run.stopped:
                 images, slots = zip(*chunk.cached)
                 self._transform_into(work, images, slots)
         except BaseException as error:  # noqa: B902: it is the caller's to see
-            slot = chunk.items[min(chunk.next, len(chunk.items) - 1)][1]
-            with self._changed:
-                work.errors.append((slot, error))
-        with self._changed:
+            if not self.workers and not isinstance(error, Exception):
+                raise
+            work.errors.append((chunk.items[min(chunk.next, len(chunk.items) - 1)][1], error))
+        with self._lock:
             work.left -= 1
-            if work.left == 0:
-                self._changed.notify_all()
+            done = work.left == 0
+        if done:
+            work.done.set()
 
     def _make_one(self, chunk: _Chunk, image_id: int, slot: int) -> bool:
         """Decodes and transforms one image. False: put aside."""
@@ -355,10 +373,11 @@ class BatchLoader:
             if self._cache.limit:
                 self._cache.put(image_id, image)
             if self.keep_images:
-                with self._changed:
+                with self._lock:
                     if not work.run.stopped:
                         work.images[slot] = image
                         work.held += size
+                        self._working -= size
                         kept = True
         finally:
             if not kept:
@@ -382,8 +401,8 @@ class BatchLoader:
 
         step = max(1, -(-count // max(1, 4 * self.workers)))
         pieces = deque(range(0, count, step))
-        done = threading.Condition()
-        left, errors = [len(pieces)], []
+        total = len(pieces)
+        done: SimpleQueue = SimpleQueue()       # None or (start, error) for each piece
 
         def work() -> None:
             """Takes pieces until there are none. The caller does too: the threads may be busy ahead."""
@@ -397,36 +416,34 @@ class BatchLoader:
                     _asen.local_batch(batch.images[a:b], maps[a:b], t.global_size, t.threshold, out[a:b],
                                       t.mean, t.std)
                 except Exception as error:
-                    errors.append((a, error))
-                with done:
-                    left[0] -= 1
-                    done.notify_all()
+                    done.put((a, error))
+                else:
+                    done.put(None)
 
-        for _ in range(min(self.workers, len(pieces) - 1)):
-            try:
+        try:
+            for _ in range(min(self.workers, total - 1)):
                 self._pool.submit(work)
-            except RuntimeError:  # closed: the caller works alone
-                break
-        work()
-        with done:
-            while left[0]:
-                done.wait()
+            work()
+            errors = [e for e in [done.get() for _ in range(total)] if e is not None]
+        except BaseException:
+            pieces.clear()
+            raise
         if errors:
             raise min(errors, key=lambda e: e[0])[1]
         return out
 
 
 class _Run:
-    """One pass over the batches."""
+    """One pass over the batches. Workers read `works`, `due` and `stopped`; the caller alone writes them."""
 
     def __init__(self, loader: BatchLoader, batches) -> None:
         self.loader = loader
         self.batches = iter(batches)
-        self.ahead: deque[_Work] = deque()
+        self.works: deque[_Work] = deque()  # the batch that the caller has, and those made ahead
         self.drawn = 0          # batches taken from the iterable
         self.due = 0            # the number of the batch that the caller gets next
-        self.held = 0           # decoded bytes of the batch that the caller has
         self.stopped = False
+        self.within = False     # `next` has begun and not come to its end
 
     def __iter__(self) -> "_Run":
         return self
@@ -443,7 +460,7 @@ class _Run:
         ids = [int(i) for i in item]
         work = _Work(self, self.drawn, ids, extra, self.loader._transform.global_size, self.loader._dtype)
         self.drawn += 1
-        self.ahead.append(work)
+        self.works.append(work)
         self.loader._start(work)
         return True
 
@@ -453,25 +470,31 @@ class _Run:
             raise StopIteration
         if loader._closed:
             raise RuntimeError("the BatchLoader is closed")
+        if loader._process != os.getpid():
+            raise RuntimeError("this pass over the batches was begun before the process was forked: begin another")
+        if self.within:         # an exception cut it short, and then close(), too
+            self.close()
+            raise StopIteration
+        self.within = True
         try:
-            held, self.held = self.held, 0
-            loader._return_bytes(held)
-            while len(self.ahead) < 1 + loader.prefetch and self._draw():
+            works = self.works
+            while works and works[0].number < self.due:     # the batch that the caller had
+                works.popleft()
+            while self.drawn < self.due + 1 + loader.prefetch and self._draw():
                 pass
-            if not self.ahead:
+            if not works:
                 self.close()
                 raise StopIteration
-            loader._unpark()
-            work = self.ahead[0]
-            with loader._changed:
-                while work.left and not loader._closed:
-                    loader._changed.wait()
-                if work.left:
-                    raise RuntimeError("the BatchLoader was closed while a batch was being made")
-                self.ahead.popleft()
-                self.due += 1
-                self.held, work.held = work.held, 0
-            loader._unpark()
+            work = works[0]
+            loader._pool.submit(loader._unpark)
+            if not (loader._closed or self.stopped):        # whoever closes sets that, and wakes us after
+                work.done.wait()
+            if loader._closed:
+                raise RuntimeError("the BatchLoader was closed while a batch was being made")
+            if self.stopped:
+                raise StopIteration
+            self.due += 1
+            loader._pool.submit(loader._unpark)
             if work.errors:
                 raise min(work.errors, key=lambda e: e[0])[1]
         except BaseException:
@@ -482,15 +505,17 @@ class _Run:
             if first != slot:
                 work.pixels[slot] = work.pixels[first]
                 work.images[slot] = work.images[first]
-        return Batch(work.ids, work.pixels, work.images if loader.keep_images else None, work.extra, loader)
+        batch = Batch(work.ids, work.pixels, work.images if loader.keep_images else None, work.extra, loader)
+        self.within = False
+        return batch
 
     def close(self) -> None:
         """Drops what was made ahead. The loader itself stays open for other passes."""
-        with self.loader._changed:
-            self.stopped = True
-            held, self.held = self.held, 0
-            for work in self.ahead:
-                held += work.held
-                work.held = 0
-            self.ahead.clear()
-        self.loader._return_bytes(held)
+        self.stopped = True
+        self.wake()
+        self.works = deque()
+
+    def wake(self) -> None:
+        """Ends the wait of another thread within `next`, which then looks why."""
+        for work in list(self.works):
+            work.done.set()

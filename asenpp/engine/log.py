@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from ..progress import bar
 from .errors import EngineError
 
 __all__ = ["MetricsFile", "get_logger", "progress", "duration"]
@@ -131,9 +132,7 @@ def progress(items: Iterable, total: int, what: str, unit: str, initial: int = 0
     """`items` behind a bar on stderr with the time left; just `items` where there is no terminal."""
     if not _has_terminal():
         return items
-    from tqdm import tqdm
-
-    return tqdm(items, total=total, desc=what, unit=unit, initial=initial, leave=False, dynamic_ncols=True)
+    return bar(items, total=total, desc=what, unit=unit, initial=initial, leave=False, dynamic_ncols=True)
 
 
 def duration(seconds: float) -> str:

@@ -16,6 +16,7 @@ import urllib.request
 from pathlib import Path
 
 from ..nn import LoadReport, Module
+from ..progress import bar
 
 __all__ = ["PretrainedError", "cache_folder", "fetch", "load_pretrained"]
 
@@ -66,21 +67,19 @@ def fetch(source: str, name: str = "") -> Path:
 
 
 def _download(url: str, target: Path) -> None:
-    from tqdm import tqdm
-
     expected = re.search(r"-([0-9a-f]{8,64})\.", target.name)
     digest = hashlib.sha256()
     handle, temporary = tempfile.mkstemp(prefix=target.name + ".", suffix=".part", dir=target.parent)
     try:
         with os.fdopen(handle, "wb") as file, urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
             size = int(answer.headers.get("Content-Length") or 0) or None
-            with tqdm(total=size, unit="B", unit_scale=True, desc=target.name) as bar:
+            with bar(total=size, unit="B", unit_scale=True, desc=target.name) as progress:
                 while block := answer.read(1 << 20):
                     file.write(block)
                     digest.update(block)
-                    bar.update(len(block))
-            if size is not None and bar.n != size:
-                raise PretrainedError(f"{url} broke off after {bar.n} of {size} bytes: try again")
+                    progress.update(len(block))
+            if size is not None and progress.n != size:
+                raise PretrainedError(f"{url} broke off after {progress.n} of {size} bytes: try again")
         if expected and not digest.hexdigest().startswith(expected[1]):
             raise PretrainedError(f"{url} gave another file than its name says (its SHA-256 begins with "
                                   f"{digest.hexdigest()[:8]}, not {expected[1]}): nothing was kept")
