@@ -154,6 +154,22 @@ def test_batch_norm_groups_are_passes(torch):
     assert int(ours.num_batches_tracked) == 3
 
 
+@pytest.mark.parametrize("size, groups", [((0, 5, 4, 4), 1), ((0, 5, 4, 4), 3), ((2, 5, 0, 4), 1), ((1, 5, 1, 1), 1),
+                                          ((3, 5, 1, 1), 3)])
+def test_batch_norm_without_statistics_is_refused(size, groups):
+    """A training batch that has no variance spoils nothing: not the running statistics, not their counter. In
+    evaluation it passes."""
+    bn = nn.BatchNorm2d(5)
+    bn(Tensor(numbers(4, 5, 3, 3)))
+    before = [b.numpy().copy() for b in bn.buffers()]
+    with pytest.raises(ValueError, match="(no|one) value a channel and group: training needs more"):
+        bn(Tensor(np.zeros(size, np.float32)), groups=groups)
+    for b, values in zip(bn.buffers(), before):
+        assert np.array_equal(b.numpy(), values)
+    bn.eval()
+    assert bn(Tensor(np.zeros(size, np.float32))).shape == size
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_folded_batch_norm(bias):
     """Folding changes nothing, and follows every change of weights or statistics."""

@@ -72,11 +72,12 @@ class BatchNorm2d(Module):
         self.num_batches_tracked = Buffer(np.zeros((), np.int64))
 
     def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False, groups: int = 1) -> Tensor:
-        if self.training:
+        y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
+                         self.momentum, self.eps, residual=residual, relu=relu, groups=groups)
+        if self.training:       # and the batch was not refused
             changed()
             self.num_batches_tracked.numpy()[...] += groups
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
-                            self.momentum, self.eps, residual=residual, relu=relu, groups=groups)
+        return y
 
     def _moved(self, name: str, tensor: Tensor, dtype: str | None, device: str | None) -> Tensor:
         """The counter stays on the CPU, where counting costs nothing."""

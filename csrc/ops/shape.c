@@ -456,7 +456,7 @@ RULE(batch_norm)
 {
     const asen_tensor *x = in[0], *residual = optional(in, n_in, 5);
     static const char *const name[] = {"x", "weight", "bias", "running_mean", "running_var", "residual"};
-    int64_t groups;
+    int64_t groups, values;
     TRY(want_float("x", x));
     if (residual)
         TRY(want_dtype("residual", residual, x->dtype, "x is"));
@@ -468,8 +468,9 @@ RULE(batch_norm)
     TRY(want_shape("residual", residual, "the shape of x", 4, x->shape));
     TRY(norm_groups(x, attrs->batch_norm.training, attrs->batch_norm.groups, &groups));
     WANT(attrs->batch_norm.eps >= 0, "eps %g: at least 0 is wanted", attrs->batch_norm.eps);
-    WANT(!attrs->batch_norm.training || x->shape[0] / groups * x->shape[2] * x->shape[3] != 1,
-         "x %s has one value a channel and group: training needs more for a variance", TEXT(x));
+    values = x->shape[0] / groups * x->shape[2] * x->shape[3];
+    WANT(!attrs->batch_norm.training || values > 1, "x %s has %s a channel and group: training needs more for %s", TEXT(x),
+         values ? "one value" : "no value", values ? "a variance" : "a mean and a variance");
     *n_out = 3;
     TRY(give(&out[0], x->dtype, 4, x->shape));
     TRY(give(&out[1], norm_dtype(x), DIMS(groups, x->shape[1])));
