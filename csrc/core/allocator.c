@@ -22,6 +22,14 @@
 
 #include "core/device.h"
 
+/* AddressSanitizer is told what nobody may touch: free blocks, and what lies behind the bytes that were asked. */
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(data, bytes) ((void)(data), (void)(bytes))
+#define ASAN_UNPOISON_MEMORY_REGION(data, bytes) ((void)(data), (void)(bytes))
+#endif
+
 enum {
     SMALL_MAX = 64 << 10,
     STEPS = 8,                              /* classes to each power of two */
@@ -123,6 +131,15 @@ static void small_empty(asen_allocator *a)
     }
     a->stats.cached -= a->small_cached;
     a->small_cached = 0;
+}
+
+/* A block of `bytes` of which `asked` may be used. */
+static void guard(const asen_allocator *a, void *data, size_t bytes, size_t asked)
+{
+    if (!a->memory->host_memory)
+        return;
+    ASAN_POISON_MEMORY_REGION(data, bytes);
+    ASAN_UNPOISON_MEMORY_REGION(data, asked);
 }
 
 /* ---- lists of chunks ---- */
@@ -328,14 +345,15 @@ static int segment_new(asen_allocator *a, size_t bytes, chunk **out)
         return status;
     }
     *c = (chunk){.data = data, .bytes = wish, .cold = parts};
+    guard(a, data, wish, 0);
     *out = c;
     return ASEN_OK;
 }
 
-static int large_get(asen_allocator *a, size_t bytes, void **out)
+static int large_get(asen_allocator *a, size_t asked, void **out)
 {
     int status = ASEN_OK;
-    bytes = (bytes + GRANULE - 1) / GRANULE * GRANULE;
+    size_t bytes = (asked + GRANULE - 1) / GRANULE * GRANULE;
     chunk *c = best_fit(a, false, bytes);
     if (c == NULL) {
         trim_for(a, bytes);
@@ -356,6 +374,7 @@ static int large_get(asen_allocator *a, size_t bytes, void **out)
     c->next = *bucket;
     *bucket = c;
     count_used(a, c->bytes);
+    guard(a, c->data, c->bytes, asked);
     *out = c->data;
     return ASEN_OK;
 }
@@ -364,6 +383,7 @@ static void large_put(asen_allocator *a, void *data)
 {
     chunk *c = used_take(a, data);
     a->stats.current -= c->bytes;
+    guard(a, data, c->bytes, 0);
     c->free = true;
     list_add(a, join(a, c));
 }
@@ -396,6 +416,7 @@ static int small_get(asen_allocator *a, size_t bytes, void **out)
             return status;
     }
     count_used(a, rounded);
+    guard(a, *out, rounded, bytes);
     return ASEN_OK;
 }
 
@@ -414,6 +435,7 @@ static void small_put(asen_allocator *a, void *data, size_t bytes)
         s->block = grown;
         s->capacity = capacity;
     }
+    guard(a, data, rounded, 0);
     s->block[s->count++] = data;
     a->stats.cached += rounded;
     a->small_cached += rounded;
