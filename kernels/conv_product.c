@@ -9,6 +9,8 @@
  * 16-bit plans of cuDNN are as good as products, and need no gathering). */
 #include "conv_product.h"
 
+#include <stdatomic.h>
+
 #include "matmul.h"
 
 /* A dense tensor (n, c, h, w) over borrowed device memory. */
@@ -73,6 +75,17 @@ static int multiply(const asen_call *call, const conv_spec *s, void *x, void *co
     }
 }
 
+/* Says, once, that there is no algorithm where there should be one: cuDNN's plans can be many times slower. In float64 no
+ * algorithm has an epilogue in it, and cuDNN is as good. */
+static void warn_of_fallback(const conv_spec *s)
+{
+    static atomic_bool said;
+    char text[400];
+    if (s->dtype == ASEN_F32 && !atomic_exchange(&said, true))
+        cuda_host.warning("cuBLASLt has no algorithm for %s: it is left to cuDNN, which can be many times slower. Further ones "
+                          "are not mentioned.", conv_spec_text(s, text, sizeof text));
+}
+
 static bool is_product(const conv_spec *s)
 {
     return ((s->dtype == ASEN_F32 && !s->tf32) || s->dtype == ASEN_F64) && s->kh == 1 && s->kw == 1 && s->groups == 1 &&
@@ -92,6 +105,8 @@ int conv_product(const asen_call *call, const conv_spec *s, void *const data[CON
     int status = bytes > 0 && s->kind != CONV_GRAD_INPUT ? gather(call, s, data[CONV_X], rows) : ASEN_OK;
     if (status == ASEN_OK)
         status = multiply(call, s, rows, data);
+    if (status == ASEN_DECLINED)
+        warn_of_fallback(s);
     if (status == ASEN_OK && bytes > 0 && s->kind == CONV_GRAD_INPUT)
         status = scatter(call, s, rows, data[CONV_X]);
     if (bytes > 0)

@@ -76,27 +76,35 @@ static entry *generation_take(generation *g, const conv_spec *spec, unsigned at)
     return NULL;
 }
 
-/* Puts an entry first in its bucket of the young generation. */
-static int cache_put(entry *e, unsigned at)
+static void generation_put(generation *g, entry *e, unsigned at)
 {
-    if (cache[young].count >= GENERATION) {
-        CUDA_OK(CUDA_CALL(cudaStreamSynchronize(cuda.stream))); /* no queued work uses the plans that go */
-        young = !young;
-        generation_clear(&cache[young]);
-    }
-    e->next = cache[young].bucket[at];
-    cache[young].bucket[at] = e;
-    cache[young].count++;
+    e->next = g->bucket[at];
+    g->bucket[at] = e;
+    g->count++;
+}
+
+/* Room for one more in the young generation. */
+static int cache_make_room(void)
+{
+    if (cache[young].count < GENERATION)
+        return ASEN_OK;
+    CUDA_OK(CUDA_CALL(cudaStreamSynchronize(cuda.stream))); /* no queued work uses the plans that go */
+    young = !young;
+    generation_clear(&cache[young]);
     return ASEN_OK;
 }
 
 /* ---- the handle ---- */
 
-static int handle_open(void)
+static int handle_open(const asen_call *call)
 {
     if (handle != NULL)
         return ASEN_OK;
     cudnnStatus_t status = cudnnCreate(&handle);
+    if (status == CUDNN_STATUS_NOT_INITIALIZED) { /* it says so, too, where it had no memory */
+        cuda_host.memory_release(call->device);
+        status = cudnnCreate(&handle);
+    }
     if (status != CUDNN_STATUS_SUCCESS) {
         handle = NULL;
         return conv_fail(status, "cudnnCreate", NULL);
@@ -272,6 +280,19 @@ static int fastest(const operands *o, const conv_spec *spec, const conv_plan *pl
     return status;
 }
 
+/* Says, once, that cuDNN has no plan where it should have: a slow way is taken. */
+static void warn_of_fallback(const conv_spec *spec, const conv_search *search)
+{
+    static bool said;
+    char text[400], why[500];
+    bool plain = !spec->bias && !spec->residual && !spec->relu; /* else what follows is computed after it */
+    if (said || !plain || (spec->dtype == ASEN_BF16 && cuda.sm < 80))
+        return;
+    said = true;
+    cuda_host.warning("cuDNN has no plan for %s (%s): a kernel of asenpp's own computes it, which is slower. Further ones are "
+                      "not mentioned.", conv_spec_text(spec, text, sizeof text), conv_search_text(search, why, sizeof why));
+}
+
 /* Plans a spec: *out holds the plan, or none. */
 static int plan_new(const operands *o, const conv_spec *spec, conv_plan *out)
 {
@@ -281,6 +302,8 @@ static int plan_new(const operands *o, const conv_spec *spec, conv_plan *out)
     int found = 0, chosen = 0, status = ASEN_OK;
     *out = (conv_plan){0};
     CUDA_OK(conv_plans_find(&target, spec, conv_refused_notes(spec, cuda.sm), autotune, plans, &found, &search));
+    if (found == 0)
+        warn_of_fallback(spec, &search);
     if (found > 1)
         status = fastest(o, spec, plans, found, &chosen);
     for (int i = 0; i < found; i++)
@@ -291,45 +314,59 @@ static int plan_new(const operands *o, const conv_spec *spec, conv_plan *out)
     return status;
 }
 
-/* The entry of a spec, made where there is none, in front of its bucket. */
+/* The entry of a spec, in the young generation; made where there is none, and kept only when all of that went well. */
 static int entry_get(const operands *o, const conv_spec *spec, entry **out)
 {
     unsigned at = hash(spec);
     entry *e = generation_take(&cache[young], spec, at);
-    if (e == NULL)
-        e = generation_take(&cache[!young], spec, at);
+    int old = e == NULL ? !young : young, status = ASEN_OK;
+    bool made = false;
     *out = NULL;
+    if (e == NULL)
+        e = generation_take(&cache[old], spec, at);
     if (e == NULL) {
+        made = true;
         e = malloc(sizeof *e);
         if (e == NULL)
             return cuda_host.fail(ASEN_ERR_MEMORY, "no memory for a convolution plan");
         e->spec = *spec;
-        int status = plan_new(o, spec, &e->plan);
-        if (status != ASEN_OK) {
-            free(e);
-            return status;
-        }
+        e->plan = (conv_plan){0};
+        status = plan_new(o, spec, &e->plan);
     }
-    int status = cache_put(e, at);
-    if (status != ASEN_OK) {
+    if (status == ASEN_OK)
+        status = cache_make_room();
+    if (status == ASEN_OK) {
+        generation_put(&cache[young], e, at);
+        *out = e;
+    } else if (made) {
         conv_plan_free(&e->plan);
         free(e);
-        return status;
+    } else {
+        generation_put(&cache[old], e, at); /* queued work may use it */
     }
-    *out = e;
-    return ASEN_OK;
+    return status;
 }
 
-/* ASEN_DECLINED where cuDNN has no plan. */
-static int convolve_planned(const operands *o, const conv_spec *spec)
+static int run_planned(const operands *o, const conv_spec *spec)
 {
     entry *e = NULL;
+    CUDA_OK(handle_open(o->call));
+    CUDA_OK(entry_get(o, spec, &e));
+    return e->plan.plan == NULL ? ASEN_DECLINED : run(o, spec, &e->plan);
+}
+
+/* ASEN_DECLINED where cuDNN has no plan. cuDNN allocates, too, when it plans and when it loads kernels: where memory runs
+ * out, what the core keeps for reuse is given back, and all is tried once more. */
+static int convolve_planned(const operands *o, const conv_spec *spec)
+{
     pthread_mutex_lock(&lock);
-    int status = direct_only ? ASEN_DECLINED : handle_open();
-    if (status == ASEN_OK)
-        status = entry_get(o, spec, &e);
-    if (status == ASEN_OK)
-        status = e->plan.plan == NULL ? ASEN_DECLINED : run(o, spec, &e->plan);
+    int status = direct_only ? ASEN_DECLINED : run_planned(o, spec);
+    if (status == ASEN_ERR_MEMORY) {
+        cuda_host.memory_release(o->call->device);
+        status = run_planned(o, spec);
+        if (status == ASEN_ERR_MEMORY)
+            cuda_host.fail_prefix("the GPU's memory is full, and nothing is left to give back (a smaller batch wants less)");
+    }
     pthread_mutex_unlock(&lock);
     return status;
 }

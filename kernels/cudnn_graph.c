@@ -46,17 +46,23 @@ const char *conv_spec_text(const conv_spec *s, char *buffer, size_t size)
     return buffer;
 }
 
-int conv_fail(cudnnStatus_t status, const char *call, const conv_spec *spec)
+static int fail(cudnnStatus_t status, const char *call, const char *why, const conv_spec *spec)
 {
-    char text[400] = "", why[256] = "";
+    char text[400] = "";
     int length = (int)strcspn(call, "(");
-    cudnnGetLastErrorString(why, sizeof why);
     int code = status == CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED ||
                        status == CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED
                    ? ASEN_ERR_MEMORY
                    : ASEN_ERR_DEVICE;
     return cuda_host.fail(code, "%.*s: %s%s%s%s%s", length, call, cudnnGetErrorString(status), why[0] ? ": " : "", why,
                           spec ? "; " : "", spec ? conv_spec_text(spec, text, sizeof text) : "");
+}
+
+int conv_fail(cudnnStatus_t status, const char *call, const conv_spec *spec)
+{
+    char why[256] = "";
+    cudnnGetLastErrorString(why, sizeof why);
+    return fail(status, call, why, spec);
 }
 
 /* ---- descriptors ---- */
@@ -308,11 +314,11 @@ int64_t conv_workspace_limit(const conv_spec *s)
 
 /* ---- plans ---- */
 
-/* Whether a status says that cuDNN does not work here, rather than that it has nothing for a graph. */
-static bool broken(cudnnStatus_t status)
+/* Whether cuDNN has nothing for what it was asked: the one answer that a search passes over. Memory that ran out, a broken
+ * installation, a failed execution or a wrong call say nothing about a candidate, and the next one would be taken for good. */
+static bool unsupported(cudnnStatus_t status)
 {
-    int category = CUDNN_STATUS_CATEGORY(status);
-    return category == 1000 || category == 4000 || category == 5000;
+    return CUDNN_STATUS_CATEGORY(status) == CUDNN_STATUS_NOT_SUPPORTED;
 }
 
 static void remember(conv_search *search, cudnnStatus_t status, const char *call)
@@ -323,55 +329,65 @@ static void remember(conv_search *search, cudnnStatus_t status, const char *call
     cudnnGetLastErrorString(search->why, sizeof search->why);
 }
 
+/* Leaves what a call answers in `status`; where that is no success, remembers it in `search` and goes to `done`. */
+#define SEARCH_STEP(call)                                                                                              \
+    do {                                                                                                               \
+        status = (call);                                                                                               \
+        if (status != CUDNN_STATUS_SUCCESS) {                                                                          \
+            remember(search, status, #call);                                                                           \
+            goto done;                                                                                                 \
+        }                                                                                                              \
+    } while (0)
+
+/* What a search that met `status` returns: ASEN_DECLINED where cuDNN has nothing. */
+static int outcome(cudnnStatus_t status, const conv_search *search, const conv_spec *spec)
+{
+    if (status == CUDNN_STATUS_SUCCESS)
+        return ASEN_OK;
+    return unsupported(status) ? ASEN_DECLINED : fail(status, search->call, search->why, spec);
+}
+
 /* The notes of a configuration's engine as bits, and its number. */
-static cudnnStatus_t engine_notes(cudnnBackendDescriptor_t config, conv_plan *out)
+static cudnnStatus_t engine_notes(cudnnBackendDescriptor_t config, conv_plan *out, conv_search *search)
 {
     cudnnBackendDescriptor_t engine = NULL;
     cudnnBackendNumericalNote_t note[CUDNN_NUMERICAL_NOTE_TYPE_COUNT];
     cudnnBackendBehaviorNote_t behavior[CUDNN_BEHAVIOR_NOTE_TYPE_COUNT];
     int64_t count = 0, notes = 0, behaviors = 0;
-    cudnnStatus_t status = cudnnBackendCreateDescriptor(CUDNN_BACKEND_ENGINE_DESCRIPTOR, &engine);
-    if (status == CUDNN_STATUS_SUCCESS)
-        status = cudnnBackendGetAttribute(config, CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &count,
-                                          &engine);
-    if (status == CUDNN_STATUS_SUCCESS)
-        status = cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64, 1, &count,
-                                          &out->engine);
-    if (status == CUDNN_STATUS_SUCCESS)
-        status = cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE,
-                                          CUDNN_NUMERICAL_NOTE_TYPE_COUNT, &notes, note);
-    if (status == CUDNN_STATUS_SUCCESS)
-        status = cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, CUDNN_TYPE_BEHAVIOR_NOTE,
-                                          CUDNN_BEHAVIOR_NOTE_TYPE_COUNT, &behaviors, behavior);
-    if (status == CUDNN_STATUS_SUCCESS) {
-        for (int64_t i = 0; i < notes && i < CUDNN_NUMERICAL_NOTE_TYPE_COUNT; i++)
-            out->notes |= 1u << note[i];
-        for (int64_t i = 0; i < behaviors && i < CUDNN_BEHAVIOR_NOTE_TYPE_COUNT; i++)
-            out->behavior |= 1u << behavior[i];
-    }
+    cudnnStatus_t status;
+    SEARCH_STEP(cudnnBackendCreateDescriptor(CUDNN_BACKEND_ENGINE_DESCRIPTOR, &engine));
+    SEARCH_STEP(cudnnBackendGetAttribute(config, CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &count, &engine));
+    SEARCH_STEP(cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64, 1, &count, &out->engine));
+    SEARCH_STEP(cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE,
+                                         CUDNN_NUMERICAL_NOTE_TYPE_COUNT, &notes, note));
+    SEARCH_STEP(cudnnBackendGetAttribute(engine, CUDNN_ATTR_ENGINE_BEHAVIOR_NOTE, CUDNN_TYPE_BEHAVIOR_NOTE,
+                                         CUDNN_BEHAVIOR_NOTE_TYPE_COUNT, &behaviors, behavior));
+    for (int64_t i = 0; i < notes && i < CUDNN_NUMERICAL_NOTE_TYPE_COUNT; i++)
+        out->notes |= 1u << note[i];
+    for (int64_t i = 0; i < behaviors && i < CUDNN_BEHAVIOR_NOTE_TYPE_COUNT; i++)
+        out->behavior |= 1u << behavior[i];
+done:
     if (engine != NULL)
         cudnnBackendDestroyDescriptor(engine);
     return status;
 }
 
-static cudnnStatus_t build(const conv_target *target, cudnnBackendDescriptor_t config, conv_plan *out)
+static cudnnStatus_t build(const conv_target *target, cudnnBackendDescriptor_t config, conv_plan *out, conv_search *search)
 {
     int64_t count = 0;
-    cudnnStatus_t status = cudnnBackendCreateDescriptor(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, &out->plan);
-    if (status == CUDNN_STATUS_SUCCESS && target->handle != NULL)
-        status = cudnnBackendSetAttribute(out->plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1,
-                                          &target->handle);
-    if (status == CUDNN_STATUS_SUCCESS && target->handle == NULL)
-        status = cudnnBackendSetAttribute(out->plan, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, CUDNN_TYPE_BACKEND_DESCRIPTOR,
-                                          1, &target->device);
-    if (status == CUDNN_STATUS_SUCCESS)
-        status = cudnnBackendSetAttribute(out->plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG,
-                                          CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &config);
-    if (status == CUDNN_STATUS_SUCCESS)
-        status = cudnnBackendFinalize(out->plan);
-    if (status == CUDNN_STATUS_SUCCESS)
-        status = cudnnBackendGetAttribute(out->plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1,
-                                          &count, &out->workspace);
+    cudnnStatus_t status;
+    SEARCH_STEP(cudnnBackendCreateDescriptor(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, &out->plan));
+    if (target->handle != NULL)
+        SEARCH_STEP(cudnnBackendSetAttribute(out->plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &target->handle));
+    else
+        SEARCH_STEP(cudnnBackendSetAttribute(out->plan, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1,
+                                             &target->device));
+    SEARCH_STEP(cudnnBackendSetAttribute(out->plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1,
+                                         &config));
+    SEARCH_STEP(cudnnBackendFinalize(out->plan));
+    SEARCH_STEP(cudnnBackendGetAttribute(out->plan, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE, CUDNN_TYPE_INT64, 1, &count,
+                                         &out->workspace));
+done:
     if (status != CUDNN_STATUS_SUCCESS && out->plan != NULL) {
         cudnnBackendDestroyDescriptor(out->plan);
         out->plan = NULL;
@@ -379,79 +395,92 @@ static cudnnStatus_t build(const conv_target *target, cudnnBackendDescriptor_t c
     return status;
 }
 
-/* Whether `config` becomes a plan; *out owns it then, and the configuration. */
-static bool accept(const conv_target *target, const conv_spec *spec, unsigned refused, conv_graph *graph,
-                   cudnnBackendDescriptor_t config, conv_plan *out, conv_search *search)
+/* ASEN_OK: `config` became a plan, and *out owns both. ASEN_DECLINED: it does not become one. */
+static int accept(const conv_target *target, const conv_spec *spec, unsigned refused, conv_graph *graph,
+                  cudnnBackendDescriptor_t config, conv_plan *out, conv_search *search)
 {
     *out = (conv_plan){0};
     search->proposed++;
-    cudnnStatus_t status = engine_notes(config, out);
+    cudnnStatus_t status = engine_notes(config, out, search);
     if (status == CUDNN_STATUS_SUCCESS && (out->notes & refused || out->behavior & refused_behavior)) {
         search->refused++;
         search->refused_notes |= out->notes & refused;
         search->refused_behavior |= out->behavior & refused_behavior;
-        return false;
+        return ASEN_DECLINED;
     }
     if (status == CUDNN_STATUS_SUCCESS)
-        status = build(target, config, out);
-    if (status != CUDNN_STATUS_SUCCESS) {
-        remember(search, status, "cudnnBackendFinalize(execution plan)");
-        search->unbuildable++;
-        return false;
-    }
+        status = build(target, config, out, search);
+    search->unbuildable += unsupported(status);
+    CUDA_OK(outcome(status, search, spec));
     if (out->workspace > conv_workspace_limit(spec)) {
         search->too_large++;
         cudnnBackendDestroyDescriptor(out->plan);
-        return false;
+        *out = (conv_plan){0};
+        return ASEN_DECLINED;
     }
     out->config = config;
     out->graph = graph;
     graph->refs++;
-    return true;
+    return ASEN_OK;
 }
 
-/* The configurations that one heuristic proposes, new descriptors in configs[MAX_CONFIGS]; the number
- * of them. */
-static int propose(const conv_target *target, conv_graph *graph, cudnnBackendHeurMode_t mode,
-                   cudnnBackendDescriptor_t *configs, conv_search *search)
+/* The configurations that one heuristic proposes: *count new descriptors in configs[MAX_CONFIGS], none after a failure. */
+static cudnnStatus_t propose(const conv_target *target, conv_graph *graph, cudnnBackendHeurMode_t mode,
+                             cudnnBackendDescriptor_t *configs, int *count, conv_search *search)
 {
     cudnnBackendDescriptor_t heuristic = NULL;
-    int64_t count = 0, made = 0;
-    cudnnStatus_t status = cudnnBackendCreateDescriptor(CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR, &heuristic);
-    if (status == CUDNN_STATUS_SUCCESS)
-        status = cudnnBackendSetAttribute(heuristic, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, CUDNN_TYPE_BACKEND_DESCRIPTOR,
-                                          1, &graph->graph);
-    if (status == CUDNN_STATUS_SUCCESS)
-        status = cudnnBackendSetAttribute(heuristic, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode);
-    if (status == CUDNN_STATUS_SUCCESS && target->handle == NULL)
-        status = cudnnBackendSetAttribute(heuristic, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1,
-                                          &target->device);
-    if (status == CUDNN_STATUS_SUCCESS)
-        status = cudnnBackendFinalize(heuristic);
-    while (status == CUDNN_STATUS_SUCCESS && made < MAX_CONFIGS) {
-        status = cudnnBackendCreateDescriptor(CUDNN_BACKEND_ENGINECFG_DESCRIPTOR, &configs[made]);
-        made += status == CUDNN_STATUS_SUCCESS;
-    }
-    if (status == CUDNN_STATUS_SUCCESS)
-        status = cudnnBackendGetAttribute(heuristic, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR,
-                                          MAX_CONFIGS, &count, configs);
-    if (status != CUDNN_STATUS_SUCCESS) {
-        remember(search, status, "cudnnBackendFinalize(heuristics)");
-        count = 0;
-    }
-    count = count < made ? count : made;
-    while (made > count)
+    int64_t have = 0, made = 0;
+    cudnnStatus_t status;
+    SEARCH_STEP(cudnnBackendCreateDescriptor(CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR, &heuristic));
+    SEARCH_STEP(cudnnBackendSetAttribute(heuristic, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1,
+                                         &graph->graph));
+    SEARCH_STEP(cudnnBackendSetAttribute(heuristic, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, &mode));
+    if (target->handle == NULL)
+        SEARCH_STEP(cudnnBackendSetAttribute(heuristic, CUDNN_ATTR_ENGINEHEUR_DEVICEPROP, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1,
+                                             &target->device));
+    SEARCH_STEP(cudnnBackendFinalize(heuristic));
+    for (; made < MAX_CONFIGS; made++)
+        SEARCH_STEP(cudnnBackendCreateDescriptor(CUDNN_BACKEND_ENGINECFG_DESCRIPTOR, &configs[made]));
+    SEARCH_STEP(cudnnBackendGetAttribute(heuristic, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR, MAX_CONFIGS,
+                                         &have, configs));
+done:
+    if (status != CUDNN_STATUS_SUCCESS)
+        have = 0;
+    have = have < made ? have : made;
+    while (made > have)
         cudnnBackendDestroyDescriptor(configs[--made]);
     if (heuristic != NULL)
         cudnnBackendDestroyDescriptor(heuristic);
-    return (int)count;
+    *count = (int)have;
+    return status;
+}
+
+/* Tries what one heuristic proposes, until `wanted` plans are found. */
+static int search_mode(const conv_target *target, const conv_spec *spec, unsigned refused, conv_graph *graph,
+                       cudnnBackendHeurMode_t mode, int wanted, conv_plan *plans, int *found, conv_search *search)
+{
+    cudnnBackendDescriptor_t configs[MAX_CONFIGS];
+    int count = 0, status = outcome(propose(target, graph, mode, configs, &count, search), search, spec);
+    for (int i = 0; i < count; i++) {
+        int accepted = ASEN_DECLINED;
+        if (status == ASEN_OK && *found < wanted)
+            accepted = accept(target, spec, refused, graph, configs[i], &plans[*found], search);
+        if (accepted == ASEN_OK) {
+            ++*found;
+            continue;
+        }
+        cudnnBackendDestroyDescriptor(configs[i]);
+        if (accepted != ASEN_DECLINED)
+            status = accepted;
+    }
+    return status == ASEN_DECLINED ? ASEN_OK : status;
 }
 
 int conv_plans_find(const conv_target *target, const conv_spec *spec, unsigned refused, int wanted, conv_plan *plans,
                     int *found, conv_search *search)
 {
     static const cudnnBackendHeurMode_t modes[] = {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_FALLBACK};
-    cudnnBackendDescriptor_t configs[MAX_CONFIGS];
+    int status = ASEN_OK;
     *found = 0;
     *search = (conv_search){0};
     conv_graph *graph = graph_new(target, spec);
@@ -459,21 +488,27 @@ int conv_plans_find(const conv_target *target, const conv_spec *spec, unsigned r
         return cuda_host.fail(ASEN_ERR_MEMORY, "no memory for a graph descriptor");
     if (graph->status != CUDNN_STATUS_SUCCESS) {
         remember(search, graph->status, graph->call);
-        int code = broken(graph->status) ? conv_fail(graph->status, graph->call, spec) : ASEN_OK;
-        graph_release(graph);
-        return code;
+        status = outcome(graph->status, search, spec);
     }
-    for (int m = 0; m < 2 && *found < wanted; m++) {
-        int count = propose(target, graph, modes[m], configs, search);
-        for (int i = 0; i < count; i++) {
-            if (*found < wanted && accept(target, spec, refused, graph, configs[i], &plans[*found], search))
-                ++*found;
-            else
-                cudnnBackendDestroyDescriptor(configs[i]);
-        }
-    }
+    for (int m = 0; m < 2 && status == ASEN_OK && *found < wanted; m++)
+        status = search_mode(target, spec, refused, graph, modes[m], wanted, plans, found, search);
     graph_release(graph);
-    return search->proposed == 0 && broken(search->status) ? conv_fail(search->status, search->call, spec) : ASEN_OK;
+    if (status == ASEN_OK || status == ASEN_DECLINED)
+        return ASEN_OK;
+    while (*found > 0)
+        conv_plan_free(&plans[--*found]);
+    return status;
+}
+
+const char *conv_search_text(const conv_search *search, char *buffer, size_t size)
+{
+    size_t n = (size_t)snprintf(buffer, size, "%d proposed, %d refused for their precision or for being compiled at run time, "
+                                "%d want too much memory", search->proposed, search->refused, search->too_large);
+    if (search->call != NULL && n < size)
+        snprintf(buffer + n, size - n, ", %d cannot be built: %.*s: %s%s%s", search->unbuildable,
+                 (int)strcspn(search->call, "("), search->call, cudnnGetErrorString(search->status),
+                 search->why[0] ? ": " : "", search->why);
+    return buffer;
 }
 
 void conv_plan_free(conv_plan *plan)
@@ -493,32 +528,22 @@ int conv_plan_run(cudnnHandle_t handle, const conv_spec *spec, const conv_plan *
 {
     void *address[CONV_TENSORS];
     int64_t id[CONV_TENSORS], count = 0;
-    const char *call = "cudnnBackendCreateDescriptor";
+    conv_search met, *search = &met;
     cudnnBackendDescriptor_t pack = NULL;
+    cudnnStatus_t status;
     for (int i = 0; i < CONV_TENSORS; i++)
         if ((i != CONV_BIAS || spec->bias) && (i != CONV_RESIDUAL || spec->residual)) {
             id[count] = i + 1;
             address[count++] = data[i];
         }
-    cudnnStatus_t status = cudnnBackendCreateDescriptor(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, &pack);
-    if (status == CUDNN_STATUS_SUCCESS) {
-        call = "cudnnBackendSetAttribute";
-        status = cudnnBackendSetAttribute(pack, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, count, id);
-    }
-    if (status == CUDNN_STATUS_SUCCESS)
-        status = cudnnBackendSetAttribute(pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, count, address);
-    if (status == CUDNN_STATUS_SUCCESS)
-        status = cudnnBackendSetAttribute(pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1, &workspace);
-    if (status == CUDNN_STATUS_SUCCESS) {
-        call = "cudnnBackendFinalize";
-        status = cudnnBackendFinalize(pack);
-    }
-    if (status == CUDNN_STATUS_SUCCESS) {
-        call = "cudnnBackendExecute";
-        status = cudnnBackendExecute(handle, plan->plan, pack);
-    }
-    int code = status == CUDNN_STATUS_SUCCESS ? ASEN_OK : conv_fail(status, call, spec);
+    SEARCH_STEP(cudnnBackendCreateDescriptor(CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, &pack));
+    SEARCH_STEP(cudnnBackendSetAttribute(pack, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, count, id));
+    SEARCH_STEP(cudnnBackendSetAttribute(pack, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, count, address));
+    SEARCH_STEP(cudnnBackendSetAttribute(pack, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1, &workspace));
+    SEARCH_STEP(cudnnBackendFinalize(pack));
+    SEARCH_STEP(cudnnBackendExecute(handle, plan->plan, pack));
+done:
     if (pack != NULL)
         cudnnBackendDestroyDescriptor(pack);
-    return code;
+    return status == CUDNN_STATUS_SUCCESS ? ASEN_OK : fail(status, met.call, met.why, spec);
 }

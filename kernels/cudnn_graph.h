@@ -54,7 +54,7 @@ typedef struct conv_plan {
     struct conv_graph *graph; /* what the plan was made from: shared, counted */
 } conv_plan;
 
-/* What a search met: for messages, and for checking that the filter filters. */
+/* What a search, or a run, met: for messages, and for checking that the filter filters. */
 typedef struct conv_search {
     int proposed, refused, too_large, unbuildable;
     unsigned refused_notes, refused_behavior; /* those that led to refusals */
@@ -69,7 +69,8 @@ unsigned conv_refused_notes(const conv_spec *spec, int sm);
 int64_t conv_workspace_limit(const conv_spec *spec);
 
 /* Up to `wanted` plans, best first, into plans[]; *found may be 0, and *search then tells why.
- * `refused`: see conv_refused_notes(). Fails only where something is broken, not where cuDNN has no plan. */
+ * `refused`: see conv_refused_notes(). That cuDNN does not support a candidate is no failure; whatever else a call answers
+ * is: plans are kept for good, so none may be taken because a better one met a full memory, say. */
 int conv_plans_find(const conv_target *target, const conv_spec *spec, unsigned refused, int wanted, conv_plan *plans,
                     int *found, conv_search *search);
 void conv_plan_free(conv_plan *plan);
@@ -81,6 +82,8 @@ int conv_plan_run(cudnnHandle_t handle, const conv_spec *spec, const conv_plan *
 
 /* "conv2d of x (2, 3, 5, 6) with w (4, 3, 3, 3), …" into a buffer; returns the buffer. */
 const char *conv_spec_text(const conv_spec *spec, char *buffer, size_t size);
+/* "3 proposed, 2 refused …" into a buffer; returns the buffer. */
+const char *conv_search_text(const conv_search *search, char *buffer, size_t size);
 /* The status of a failed cuDNN call, with its name, cuDNN's words and the convolution's shapes. */
 int conv_fail(cudnnStatus_t status, const char *call, const conv_spec *spec);
 

@@ -138,11 +138,13 @@ static int algorithm_choose(plan *p)
         CUDA_STEP(preference_set(preference, alignments[i], &alignment, sizeof alignment));
     cublasStatus_t answer = cublasLtMatmulAlgoGetHeuristic(handle, p->operation, p->b, p->a, p->y, p->y, preference, 1,
                                                            &result, &found);
-    if (answer == CUBLAS_STATUS_NOT_SUPPORTED || (answer == CUBLAS_STATUS_SUCCESS && found == 0)) {
+    if (answer == CUBLAS_STATUS_NOT_SUPPORTED ||
+        (answer == CUBLAS_STATUS_SUCCESS && (found == 0 || result.state == CUBLAS_STATUS_NOT_SUPPORTED))) {
         status = ASEN_DECLINED;
         goto done;
     }
     CUDA_STEP(cublas_status(answer, "cublasLtMatmulAlgoGetHeuristic"));
+    CUDA_STEP(cublas_status(result.state, "cublasLtMatmulAlgoGetHeuristic"));
     p->algorithm = result.algo;
     p->workspace = result.workspaceSize;
 done:
@@ -160,8 +162,6 @@ static int plan_new(const cuda_product *key, plan **out)
     if (p == NULL)
         return cuda_host.fail(ASEN_ERR_MEMORY, "out of memory");
     p->key = *key;
-    if (handle == NULL)
-        CUDA_STEP(CUBLAS_CALL(cublasLtCreate(&handle)));
     CUDA_STEP(operation_new(p));
     CUDA_STEP(key->trans_a ? layout_new(&p->a, key, key->k, key->m) : layout_new(&p->a, key, key->m, key->k));
     CUDA_STEP(key->trans_b ? layout_new(&p->b, key, key->n, key->k) : layout_new(&p->b, key, key->k, key->n));
@@ -184,6 +184,20 @@ static void forget(void)
         }
     memset(plans, 0, sizeof plans);
     plan_count = 0;
+}
+
+static int handle_open(const asen_call *call)
+{
+    if (handle != NULL)
+        return ASEN_OK;
+    cublasStatus_t error = cublasLtCreate(&handle);
+    if (error == CUBLAS_STATUS_NOT_INITIALIZED) { /* it says so, too, where it had no memory */
+        cuda_host.memory_release(call->device);
+        error = cublasLtCreate(&handle);
+    }
+    if (error != CUBLAS_STATUS_SUCCESS)
+        handle = NULL;
+    return cublas_status(error, "cublasLtCreate");
 }
 
 static int plan_get(const cuda_product *key, plan **out)
@@ -240,26 +254,19 @@ static int32_t common_alignment(const void *const *pointer, int count)
     return (int32_t)(bits & -bits);
 }
 
-int cuda_product_run(const asen_call *call, cuda_product *key, const void *a, const void *b, const void *bias,
-                     const void *residual, void *y)
+/* With the lock held. */
+static int run(const asen_call *call, const cuda_product *key, const void *a, const void *b, const void *bias,
+               const void *residual, void *y)
 {
-    plan *p;
+    plan *p = NULL;
+    int status;
     void *workspace = NULL;
-    const void *pointer[] = {a, b, y, bias, residual};
     const float number[2] = {0, 1};
     const double wide_number[2] = {0, 1};
     bool wide = key->dtype == ASEN_F64;
     const void *one = wide ? (const void *)&wide_number[1] : &number[1];
     const void *beta = wide ? (const void *)&wide_number[residual != NULL] : &number[residual != NULL];
-    if (key->m == 0 || key->n == 0 || key->batch == 0)
-        return ASEN_OK;
-    key->alignment = common_alignment(pointer, 5);
-    key->tf32 = key->dtype == ASEN_F32 && cuda.tf32;
-    key->bias = bias != NULL;
-    key->residual = residual != NULL;
-
-    pthread_mutex_lock(&lock);
-    int status;
+    CUDA_STEP(handle_open(call));
     CUDA_STEP(plan_get(key, &p));
     if (p->workspace > 0)
         CUDA_STEP(cuda_scratch_new(call, p->workspace, &workspace));
@@ -270,6 +277,26 @@ int cuda_product_run(const asen_call *call, cuda_product *key, const void *a, co
 done:
     if (workspace != NULL)
         cuda_scratch_free(call, workspace, p->workspace);
+    return status;
+}
+
+int cuda_product_run(const asen_call *call, cuda_product *key, const void *a, const void *b, const void *bias,
+                     const void *residual, void *y)
+{
+    const void *pointer[] = {a, b, y, bias, residual};
+    if (key->m == 0 || key->n == 0 || key->batch == 0)
+        return ASEN_OK;
+    key->alignment = common_alignment(pointer, 5);
+    key->tf32 = key->dtype == ASEN_F32 && cuda.tf32;
+    key->bias = bias != NULL;
+    key->residual = residual != NULL;
+
+    pthread_mutex_lock(&lock);
+    int status = run(call, key, a, b, bias, residual, y);
+    if (status == ASEN_ERR_MEMORY) { /* cuBLASLt allocates, too: what the core keeps for reuse is given back */
+        cuda_host.memory_release(call->device);
+        status = run(call, key, a, b, bias, residual, y);
+    }
     pthread_mutex_unlock(&lock);
     return status;
 }

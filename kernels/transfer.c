@@ -37,7 +37,7 @@ void cuda_transfer_close(void)
     uploads = NULL;
 }
 
-/* A slot's buffers are made when it is first used. */
+/* The buffers are made when something is first uploaded, all of them: later, memory may be short. */
 static int slot_open(slot *s)
 {
     if (s->host != NULL)
@@ -48,15 +48,13 @@ static int slot_open(slot *s)
         CUDA_OK(CUDA_CALL(cudaEventCreateWithFlags(&s->arrived, cudaEventDisableTiming)));
     if (s->taken == NULL)
         CUDA_OK(CUDA_CALL(cudaEventCreateWithFlags(&s->taken, cudaEventDisableTiming)));
-    CUDA_OK(CUDA_CALL(cudaHostAlloc(&s->host, SLOT_BYTES, cudaHostAllocDefault)));
-    return ASEN_OK;
+    return CUDA_CALL(cudaHostAlloc(&s->host, SLOT_BYTES, cudaHostAllocDefault));
 }
 
 /* At most SLOT_BYTES; with the lock held. */
 static int upload_piece(void *target, const void *source, size_t bytes)
 {
     slot *s = &ring[next++ % SLOTS];
-    CUDA_OK(slot_open(s));
     if (s->used) {
         CUDA_OK(CUDA_CALL(cudaEventSynchronize(s->arrived)));
         CUDA_OK(CUDA_CALL(cudaStreamWaitEvent(uploads, s->taken, 0)));
@@ -75,6 +73,8 @@ int cuda_upload(void *target, const void *source, size_t bytes)
 {
     int status = ASEN_OK;
     pthread_mutex_lock(&lock);
+    for (int i = 0; i < SLOTS && status == ASEN_OK; i++)
+        status = slot_open(&ring[i]);
     for (size_t done = 0; done < bytes && status == ASEN_OK; done += SLOT_BYTES) {
         size_t n = bytes - done < SLOT_BYTES ? bytes - done : SLOT_BYTES;
         status = upload_piece((char *)target + done, (const char *)source + done, n);

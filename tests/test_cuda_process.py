@@ -274,3 +274,178 @@ assert Simulator(sys.argv[1], load=False).live() == 0
 def test_libraries_of_this_version_are_accepted(plugin):
     for found in ("9.8.0 13.0", "9.99.1 13.9"):
         succeed("from asenpp import cuda; assert cuda.is_available(), cuda.why_not()", plugin, CUDASIM_CUDNN=found)
+
+
+# ---- searching plans ----
+
+SEARCH = STEP + """
+import logging
+class Keep(logging.Handler):
+    def emit(self, record):
+        said.append(record.getMessage())
+said = []
+logging.getLogger("asenpp").addHandler(Keep())
+
+def convolve(n, groups=1, dilation=1):
+    x = np.linspace(-1, 1, n * 4 * 9 * 9, dtype=np.float32).reshape(n, 4, 9, 9)
+    w = np.linspace(-1, 1, 8 * (4 // groups) * 9, dtype=np.float32).reshape(8, 4 // groups, 3, 3)
+    found, want = (_asen.conv2d(_asen.from_numpy(x).to(device), _asen.from_numpy(w).to(device), groups=groups,
+                                dilation=dilation).numpy() for device in ("cuda", "cpu"))
+    assert np.allclose(found, want, rtol=1e-4, atol=1e-5)
+
+convolve(1)
+best = simulator.last_engine()
+batch = 1
+PLANNING = ("cudnnBackendCreateDescriptor", "cudnnBackendSetAttribute", "cudnnBackendFinalize", "cudnnBackendGetAttribute")
+def calls(name):
+    # how often a convolution of a new shape makes the call
+    global batch
+    batch += 1
+    before = simulator.calls(name)
+    convolve(batch)
+    return simulator.calls(name) - before
+"""
+NOT_SUPPORTED, INTERNAL, NO_HOST_MEMORY, NO_MEMORY, EXECUTION, BAD_PARAM, NOT_INITIALIZED = 3000, 4000, 4003, 4004, 5003, 2000, 1001
+
+
+@pytest.mark.parametrize("status", [INTERNAL, EXECUTION, BAD_PARAM, NOT_INITIALIZED, 1008, 5000])
+def test_a_broken_status_is_an_error_and_no_plan_is_kept(plugin, status):
+    """Whichever call of the search it comes from: cuDNN's words are raised; the next try has the best plan."""
+    succeed(SEARCH + """
+status = int(sys.argv[2])
+for name in PLANNING:
+    for nth in range(1, calls(name) + 1):
+        batch += 1
+        simulator.fail(name, nth, status)
+        try:
+            convolve(batch)
+        except RuntimeError as error:
+            assert name in str(error) and "STATUS" in str(error) and f"x ({batch}, 4, 9, 9)" in str(error), error
+        else:
+            raise AssertionError(f"call {nth} of {name} was passed over")
+        start = alive()
+        convolve(batch)
+        assert simulator.last_engine() == best, (name, nth)
+assert not said, said
+""", plugin, status)
+
+
+@pytest.mark.parametrize("status", [NO_MEMORY, NO_HOST_MEMORY])
+def test_memory_that_runs_out_is_given_back_and_the_search_repeated(plugin, status):
+    """Once: the caller sees nothing, and has the best plan. For good: MemoryError, and nothing is kept."""
+    succeed(SEARCH + """
+status = int(sys.argv[2])
+for name in PLANNING:
+    for nth in range(1, calls(name) + 1):
+        batch += 1
+        simulator.fail(name, nth, status)
+        convolve(batch)
+        assert simulator.last_engine() == best, (name, nth)
+        batch += 1
+        simulator.fail(name, nth, status, times=10**6)
+        try:
+            convolve(batch)
+        except MemoryError as error:
+            assert "nothing is left to give back" in str(error) and name in str(error), error
+        else:
+            raise AssertionError(f"call {nth} of {name} was passed over")
+        simulator.fail(name, 0)
+        convolve(batch)
+        assert simulator.last_engine() == best, (name, nth)
+assert not said, said
+""", plugin, status)
+
+
+def test_a_plan_that_wants_the_memory_that_is_kept_for_reuse(plugin):
+    """Blocks that were freed fill the GPU: they go back, and the best plan is made."""
+    succeed(SEARCH + """
+held = [_asen.from_numpy(np.zeros(1 << 20, np.float32)).to("cuda") for _ in range(40)]
+held.clear()
+cached = _asen.memory_stats("cuda")["cached"]
+assert cached >= 40 << 22
+simulator.plan_needs(_asen.memory_info("cuda")[0] + (100 << 20))
+convolve(2)
+assert simulator.last_engine() == best
+assert _asen.memory_stats("cuda")["cached"] < cached
+held = [_asen.from_numpy(np.zeros(1 << 20, np.float32)).to("cuda") for _ in range(40)]
+try:
+    convolve(3)
+except MemoryError as error:
+    assert "nothing is left to give back" in str(error), error
+else:
+    raise AssertionError("a worse plan was taken")
+held.clear()
+convolve(3)
+assert simulator.last_engine() == best
+""", plugin, CUDASIM_MEMORY="512M")
+
+
+def test_a_fault_of_a_kernel_is_not_lost_when_memory_is_given_back(plugin):
+    succeed(SEARCH + """
+table = _asen.from_numpy(np.ones((3, 2), np.float32)).to("cuda")
+_asen.embedding(table, _asen.from_numpy(np.array([7])).to("cuda"))
+_asen.empty_cache("cuda")
+try:
+    cuda.synchronize()
+except IndexError as error:
+    assert "an index is 7" in str(error)
+else:
+    raise AssertionError("lost")
+""", plugin)
+
+
+def test_an_unsupported_candidate_is_passed_over(plugin):
+    """The one answer after which the next candidate is tried."""
+    succeed(SEARCH + """
+engines = set()
+for nth in range(1, calls("cudnnBackendFinalize") + 1):
+    batch += 1
+    simulator.fail("cudnnBackendFinalize", nth, 3000 + nth % 15)
+    try:
+        convolve(batch)
+    except RuntimeError as error:       # of what is finalized when a plan runs
+        assert nth == calls("cudnnBackendFinalize"), error
+    else:
+        engines.add(simulator.last_engine())
+assert best in engines and len(engines) == 2, engines
+""", plugin)
+
+
+def test_a_slow_way_is_said_once(plugin):
+    """Where cuDNN has no plan at all, and where cuBLASLt has no algorithm: one line each, through Python's logging."""
+    succeed(SEARCH + """
+for n in range(1, 4):
+    convolve(n, groups=2, dilation=2)
+assert len(said) == 1 and "cuDNN has no plan for conv2d of x (1, 4, 9, 9)" in said[0] and "proposed" in said[0], said
+product = [_asen.from_numpy(np.ones(s, np.float32)).to("cuda") for s in ((2, 4, 3, 3), (5, 4, 1, 1))]
+for _ in range(2):
+    simulator.fail("cublasLtMatmulAlgoGetHeuristic", 1, 15)
+    assert (_asen.conv2d(*product).numpy() == 4).all()
+assert len(said) == 2 and "cuBLASLt has no algorithm for conv2d of x (2, 4, 3, 3)" in said[1], said
+""", plugin)
+
+
+@pytest.mark.parametrize("name, status", [("cudnnCreate", NOT_INITIALIZED), ("cudnnCreate", NO_MEMORY),
+                                          ("cublasLtCreate", 1), ("cublasLtMatmulAlgoGetHeuristic", 3), ("cublasLtMatmul", 3),
+                                          ("cudnnBackendExecute", NO_MEMORY)])
+def test_memory_for_handles_and_kernels(plugin, name, status):
+    """Libraries allocate behind our back: once it fails, what is kept for reuse goes back and it is tried again."""
+    succeed(STEP + """
+assert right(step(3, "cuda"), 3)
+_asen.set_option("cuda", "release", 1)
+before = _asen.memory_stats("cuda")["cached"]
+simulator.fail(sys.argv[2], 1, int(sys.argv[3]))
+failed = simulator.failed()
+assert before > 0
+assert right(step(3, "cuda"), 3)
+assert simulator.failed() == failed + 1
+simulator.fail(sys.argv[2], 1, int(sys.argv[3]), times=2)
+_asen.set_option("cuda", "release", 1)
+try:
+    step(4, "cuda")
+except (MemoryError, RuntimeError) as error:
+    assert sys.argv[2] in str(error), error
+else:
+    raise AssertionError("it was tried a third time")
+assert right(step(4, "cuda"), 4)
+""", plugin, name, status)

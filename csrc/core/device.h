@@ -19,7 +19,7 @@ typedef struct asen_memory {
 
     /* Raw memory; the caching allocator stands above. 64-byte aligned at least. */
     int (*alloc)(void *self, size_t bytes, void **out);
-    void (*free)(void *self, void *data);
+    void (*free)(void *self, void *data); /* once the work that was queued before has run */
     /* Gives the memory of a part of a block back to the system: the pages that lie in it whole. Its addresses stay
      * valid, its contents are lost. NULL: a block is given back whole or not at all. */
     int (*discard)(void *self, void *data, size_t bytes);

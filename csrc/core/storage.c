@@ -76,6 +76,5 @@ void asen_memory_reset_peak(asen_device *device) { asen_allocator_reset_peak(dev
 
 void asen_memory_empty_cache(asen_device *device)
 {
-    device->memory->synchronize(device->memory->self);
     asen_allocator_empty(device->allocator);
 }

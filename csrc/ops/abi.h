@@ -91,6 +91,7 @@ static inline const asen_abi *asen_abi_here(void)
         ASEN_ABI_MEMBER(asen_memory, self),
         ASEN_ABI_MEMBER(asen_memory, alloc),
         ASEN_ABI_MEMBER(asen_memory, free),
+        ASEN_ABI_MEMBER(asen_memory, discard),
         ASEN_ABI_MEMBER(asen_memory, copy),
         ASEN_ABI_MEMBER(asen_memory, fill),
         ASEN_ABI_MEMBER(asen_memory, synchronize),

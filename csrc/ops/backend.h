@@ -64,7 +64,7 @@ typedef struct asen_services {
     void (*warning)(const char *format, ...);
     int (*scratch_new)(asen_device *device, size_t bytes, void **out);
     void (*scratch_free)(asen_device *device, void *data, size_t bytes);
-    /* Waits for the device and gives back to it the memory that is kept for reuse. */
+    /* Gives back to the device the memory that is kept for reuse. */
     void (*memory_release)(asen_device *device);
     /* The CPU's reference kernel of an op: for tests of backends on the host. */
     asen_kernel (*reference_kernel)(asen_op op);

@@ -113,6 +113,7 @@ struct cudnn_handle {
 
 std::string &last_message = *new std::string;
 size_t plan_needs; /* bytes that must be free for a plan to be made */
+int64_t last_engine;
 
 cudnnStatus_t answer(cudnnStatus_t status, const std::string &text)
 {
@@ -482,6 +483,7 @@ cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle, cudnnBackendDescriptor_t
                                                 : meaning->operations[0].kind == op_kind::backward_data ? "backward data"
                                                                                                         : "backward filter");
     launch_count(name.c_str());
+    last_engine = choice->index;
     cudaError_t error = queue_push(((cudnn_handle *)handle)->stream, "cudnnBackendExecute", [=] {
         run_as_kernel(name.c_str(), [&] {
             if (bytes)
@@ -500,3 +502,6 @@ CUDASIM_EXPORT void cudasim_plan_needs(unsigned long long bytes)
     lock_t lock;
     plan_needs = (size_t)bytes;
 }
+
+/* The engine of the plan that was executed last. */
+CUDASIM_EXPORT long long cudasim_last_engine(void) { return last_engine; }

@@ -17,7 +17,7 @@ class Simulator:
             _asen.load_plugin(path)
         self.lib = lib = ctypes.CDLL(path)
         lib.cudasim_last_violation.restype = ctypes.c_char_p
-        for name in ("live", "launches", "calls", "failed"):
+        for name in ("live", "launches", "calls", "failed", "last_engine"):
             getattr(lib, f"cudasim_{name}").restype = ctypes.c_longlong
         for name in ("live_bytes", "pending"):
             getattr(lib, f"cudasim_{name}").restype = ctypes.c_ulonglong
@@ -92,6 +92,10 @@ class Simulator:
     def plan_needs(self, nbytes: int) -> None:
         """cuDNN makes plans only where so many bytes of the device's memory are free."""
         self.lib.cudasim_plan_needs(nbytes)
+
+    def last_engine(self) -> int:
+        """The engine of cuDNN's plan that was executed last."""
+        return self.lib.cudasim_last_engine()
 
     def set_device(self, index: int) -> None:
         """Chooses a GPU for this thread, as another library may."""
