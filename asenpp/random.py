@@ -7,6 +7,7 @@ Triplets are drawn with Python's own `random`, elsewhere: their order is the pub
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,15 @@ def set_state(state: dict[str, Any]) -> None:
         raise ValueError(f"not the state of asenpp's random generator: {error!r}") from None
     global _generator
     _generator = np.random.Generator(bits)
+
+
+def _in_child() -> None:
+    """A forked child draws on from the same state, with a lock that no thread of the parent's holds."""
+    if _generator is not None:
+        set_state(get_state())
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 def _plain(value: Any) -> Any:

@@ -398,6 +398,20 @@ static int node_backward(walk *w, const visit *at, bool retain)
 
 static pthread_mutex_t grad_lock = PTHREAD_MUTEX_INITIALIZER; /* `grad` of all leaves: held for a swap */
 
+static void grads_fork(asen_fork_phase phase)
+{
+    if (phase == ASEN_FORK_BEFORE)
+        pthread_mutex_lock(&grad_lock);
+    else
+        pthread_mutex_unlock(&grad_lock);
+}
+
+int asen_tape_open(void)
+{
+    int status = asen_fork_protect(ASEN_FORK_GRADIENTS, grads_fork);
+    return status == ASEN_OK ? asen_fork_protect(ASEN_FORK_HISTORIES, asen_histories_fork) : status;
+}
+
 asen_tensor *asen_tape_grad_get(asen_node *leaf)
 {
     pthread_mutex_lock(&grad_lock);

@@ -58,6 +58,9 @@ static inline asen_node *asen_tensor_node(const asen_tensor *t, int *slot)
 }
 void asen_node_release(asen_node *node); /* NULL is fine */
 
+/* To be called once, before anything is recorded. */
+int asen_tape_open(void);
+
 bool asen_grad_enabled(void);              /* of this thread */
 bool asen_grad_set_enabled(bool enabled);  /* returns the previous state */
 

@@ -101,6 +101,14 @@ asen_allocator *asen_allocator_new(const asen_memory *memory, const char *name)
     return a;
 }
 
+void asen_allocator_fork(asen_allocator *a, asen_fork_phase phase)
+{
+    if (phase == ASEN_FORK_BEFORE)
+        pthread_mutex_lock(&a->lock);
+    else
+        pthread_mutex_unlock(&a->lock);
+}
+
 /* ---- what is in use, and what is held ---- */
 
 static void count_used(asen_allocator *a, size_t bytes)

@@ -10,6 +10,7 @@
 #ifndef ASEN_ALLOCATOR_H
 #define ASEN_ALLOCATOR_H
 
+#include "core/fork.h"
 #include "core/storage.h"
 
 typedef struct asen_allocator asen_allocator;
@@ -17,6 +18,8 @@ struct asen_memory;
 
 /* NULL when memory is out. Devices live as long as the process, and so do their allocators. */
 asen_allocator *asen_allocator_new(const struct asen_memory *memory, const char *name);
+/* fork()'s handler of one allocator. */
+void asen_allocator_fork(asen_allocator *allocator, asen_fork_phase phase);
 
 /* A block, contents undefined; it is put back with the number of bytes that were asked. */
 int asen_block_get(asen_allocator *allocator, size_t bytes, void **out);

@@ -163,22 +163,35 @@ static struct {
     _Alignas(64) atomic_flag busy;
 } stripes[STRIPES];
 
-static atomic_flag *stripe_lock(const asen_tensor *tensor)
+static void stripe_lock(atomic_flag *busy)
 {
-    uintptr_t at = (uintptr_t)tensor;
-    atomic_flag *busy = &stripes[(at >> 6 ^ at >> 12) % STRIPES].busy;
     while (atomic_flag_test_and_set_explicit(busy, memory_order_acquire))
         sched_yield();
-    return busy;
 }
 
 static void stripe_unlock(atomic_flag *busy) { atomic_flag_clear_explicit(busy, memory_order_release); }
+
+static atomic_flag *stripe_of(const asen_tensor *tensor)
+{
+    uintptr_t at = (uintptr_t)tensor;
+    return &stripes[(at >> 6 ^ at >> 12) % STRIPES].busy;
+}
+
+void asen_histories_fork(asen_fork_phase phase)
+{
+    for (int i = 0; i < STRIPES; i++)
+        if (phase == ASEN_FORK_BEFORE)
+            stripe_lock(&stripes[i].busy);
+        else
+            stripe_unlock(&stripes[i].busy);
+}
 
 asen_history *asen_tensor_history(const asen_tensor *tensor, int *slot)
 {
     if (!asen_tensor_has_history(tensor))
         return NULL;
-    atomic_flag *busy = stripe_lock(tensor);
+    atomic_flag *busy = stripe_of(tensor);
+    stripe_lock(busy);
     asen_history *history = atomic_load_explicit(&tensor->history, memory_order_relaxed);
     if (history != NULL)
         asen_history_retain(history);
@@ -190,7 +203,8 @@ asen_history *asen_tensor_history(const asen_tensor *tensor, int *slot)
 
 bool asen_tensor_replace_history(asen_tensor *tensor, asen_history *before, asen_history *history, int slot)
 {
-    atomic_flag *busy = stripe_lock(tensor);
+    atomic_flag *busy = stripe_of(tensor);
+    stripe_lock(busy);
     bool same = atomic_load_explicit(&tensor->history, memory_order_relaxed) == before;
     if (same) {
         atomic_store_explicit(&tensor->history, history != NULL ? asen_history_retain(history) : NULL,

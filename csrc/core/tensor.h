@@ -6,6 +6,7 @@
 #ifndef ASEN_TENSOR_H
 #define ASEN_TENSOR_H
 
+#include "core/fork.h"
 #include "core/storage.h"
 
 ASEN_C_BEGIN
@@ -45,6 +46,7 @@ asen_history *asen_tensor_history(const asen_tensor *tensor, int *slot);
 /* Replaces `before` (borrowed, or NULL) by `history` (or NULL), of which it takes a reference. False where the tensor
  * has another history than `before`. */
 bool asen_tensor_replace_history(asen_tensor *tensor, asen_history *before, asen_history *history, int slot);
+void asen_histories_fork(asen_fork_phase phase); /* fork()'s handler */
 #ifndef __cplusplus
 /* Whether there is one at this moment. */
 static inline bool asen_tensor_has_history(const asen_tensor *t)

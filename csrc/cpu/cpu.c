@@ -152,6 +152,10 @@ static void open_once(void)
 {
     asen_device *device;
     open_status = asen_device_add(&backend, &device);
+    if (open_status == ASEN_OK)
+        open_status = asen_fork_protect(ASEN_FORK_TEAMS, asen_team_fork);
+    if (open_status == ASEN_OK)
+        open_status = asen_fork_protect(ASEN_FORK_KERNELS, asen_onednn_fork);
 }
 
 int asen_cpu_open(void)

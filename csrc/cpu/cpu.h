@@ -2,10 +2,15 @@
 #ifndef ASEN_CPU_H
 #define ASEN_CPU_H
 
+#include "core/fork.h"
 #include "ops/backend.h"
 
 /* Adds the device "cpu", once: before any other. */
 int asen_cpu_open(void);
+
+/* fork()'s handlers: of OpenMP's threads, and of oneDNN. */
+void asen_team_fork(asen_fork_phase phase);
+void asen_onednn_fork(asen_fork_phase phase);
 
 /* CPU kernel paths, tried in this order by the CPU's dispatch; a bit mask chooses (tests). */
 enum { ASEN_PATH_FAST = 1, ASEN_PATH_ONEDNN = 2, ASEN_PATH_REFERENCE = 4, ASEN_PATH_ALL = 7 };

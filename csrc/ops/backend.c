@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "core/allocator.h"
+#include "core/fork.h"
 #include "ops/abi.h"
 
 enum { MAX_DEVICES = 8 };
@@ -25,12 +26,19 @@ static int device_count;
 static pthread_mutex_t loading = PTHREAD_MUTEX_INITIALIZER; /* held while a plugin is loaded; taken before `lock` */
 static void *library_of[MAX_DEVICES];                       /* the plugin of a device */
 
-/* A child of fork has only the thread that forked: locks that others held then are made anew. What `lock` guards is whole
- * at every moment. */
-static void child_of_fork(void)
+/* fork()'s handler. What a plugin's device does in a child is the plugin's to say. */
+static void devices_fork(asen_fork_phase phase)
 {
-    pthread_mutex_init(&lock, NULL);
-    pthread_mutex_init(&loading, NULL);
+    if (phase == ASEN_FORK_BEFORE) {
+        pthread_mutex_lock(&loading);
+        pthread_mutex_lock(&lock);
+    }
+    for (int i = 0; i < device_count; i++)
+        asen_allocator_fork(devices[i].allocator, phase);
+    if (phase != ASEN_FORK_BEFORE) {
+        pthread_mutex_unlock(&lock);
+        pthread_mutex_unlock(&loading);
+    }
 }
 
 static asen_device *find(const char *name)
@@ -48,8 +56,6 @@ static int add(const asen_backend *backend, asen_device **out)
         return asen_fail(ASEN_ERR_VALUE, "a device '%s' is loaded already", backend->name);
     if (device_count == MAX_DEVICES)
         return asen_fail(ASEN_ERR_DEVICE, "at most %d devices", MAX_DEVICES);
-    if (device_count == 0)
-        pthread_atfork(NULL, NULL, child_of_fork);
     asen_device *d = &devices[device_count];
     snprintf(d->name, sizeof d->name, "%s", backend->name);
     d->allocator = asen_allocator_new(&backend->memory, d->name);
@@ -65,8 +71,11 @@ static int add(const asen_backend *backend, asen_device **out)
 int asen_device_add(const asen_backend *backend, asen_device **out)
 {
     *out = NULL;
+    int status = asen_fork_protect(ASEN_FORK_DEVICES, devices_fork);
+    if (status != ASEN_OK)
+        return status;
     pthread_mutex_lock(&lock);
-    int status = add(backend, out);
+    status = add(backend, out);
     pthread_mutex_unlock(&lock);
     return status;
 }

@@ -3,6 +3,7 @@
  * folder. */
 #include "python/module.h"
 
+#include "autograd/tape.h"
 #include "cpu/cpu.h"
 
 PyObject *asen_py_raise(int status)
@@ -42,6 +43,8 @@ static int module_exec(PyObject *module)
         asen_py_add_image,
     };
     int status = asen_cpu_open();
+    if (status == ASEN_OK)
+        status = asen_tape_open();
     if (status != ASEN_OK) {
         asen_py_raise(status);
         return -1;

@@ -2,10 +2,10 @@
  *
  * Whoever warns may hold any lock, and the GIL or not; so nothing of Python runs there. The text is kept, and the
  * interpreter is asked to come by: it calls `emit` in the main thread, once that has taken the GIL again. */
+#include "core/fork.h"
 #include "python/module.h"
 
 #include <pthread.h>
-#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,7 +17,13 @@ typedef struct text {
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of the list; nothing is called with it held */
 static text *first, **last = &first;
 
-static void child_of_fork(void) { pthread_mutex_init(&lock, NULL); }
+static void warnings_fork(asen_fork_phase phase)
+{
+    if (phase == ASEN_FORK_BEFORE)
+        pthread_mutex_lock(&lock);
+    else
+        pthread_mutex_unlock(&lock);
+}
 
 static text *take_all(void)
 {
@@ -72,9 +78,11 @@ static void keep(const char *words)
 
 int asen_py_add_warn(PyObject *module)
 {
-    static bool done;
-    if (!done && pthread_atfork(NULL, NULL, child_of_fork) == 0)
-        done = true;
+    int status = asen_fork_protect(ASEN_FORK_WARNINGS, warnings_fork);
+    if (status != ASEN_OK) {
+        asen_py_raise(status);
+        return -1;
+    }
     asen_warn_set_handler(keep);
     return 0;
 }

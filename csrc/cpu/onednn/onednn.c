@@ -1,11 +1,15 @@
 /* oneDNN's plans: the table of cached primitives, running them, errors, and the kernel table.
  *
  * One engine for the process. The mutex guards the table; primitives themselves are stateless,
- * since their scratchpads are ours, so several threads may run the same plan at once. */
+ * since their scratchpads are ours, so several threads may run the same plan at once.
+ *
+ * The gate is for fork() (core/fork.h): kernels pass it as readers, so a fork finds none inside oneDNN, whose own
+ * locks and initialisations nobody could finish in the child. Plans and packed filters stay good there. */
 #include "cpu/onednn/onednn.h"
 
 #ifndef ASEN_ONEDNN
 const asen_kernel asen_onednn_kernels[ASEN_OP_COUNT] = {0};
+void asen_onednn_fork(asen_fork_phase phase) { (void)phase; }
 #else
 
 #include <dnnl_debug.h>
@@ -31,6 +35,28 @@ static dnnl_engine_t engine;
 static asen_onednn_plan *table[BUCKETS];
 static int n_plans;
 static uint64_t clock_ticks;
+
+/* A fork that waits goes first: threads that compute without a pause would never let it. */
+#ifdef PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP
+static const pthread_rwlock_t open_gate = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
+static pthread_rwlock_t gate = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
+#else
+static const pthread_rwlock_t open_gate = PTHREAD_RWLOCK_INITIALIZER;
+static pthread_rwlock_t gate = PTHREAD_RWLOCK_INITIALIZER;
+#endif
+
+void asen_onednn_enter(void) { pthread_rwlock_rdlock(&gate); }
+void asen_onednn_leave(void) { pthread_rwlock_unlock(&gate); }
+
+void asen_onednn_fork(asen_fork_phase phase)
+{
+    if (phase == ASEN_FORK_BEFORE)
+        pthread_rwlock_wrlock(&gate);
+    else if (phase == ASEN_FORK_PARENT)
+        pthread_rwlock_unlock(&gate);
+    else
+        gate = open_gate; /* the lock knows its writer by the number of the parent's thread */
+}
 
 int asen_onednn_fail(const asen_call *call, dnnl_status_t status)
 {
@@ -194,6 +220,7 @@ int asen_onednn_plan_get(const asen_call *call, asen_onednn_key *key, asen_onedn
         hash = (hash ^ (uint64_t)key->word[i]) * 1099511628211u;
         hash ^= hash >> 29;
     }
+    asen_onednn_enter();
     pthread_mutex_lock(&lock);
     dnnl_status_t status = dnnl_success;
     asen_onednn_plan *plan = plan_find(key, hash);
@@ -202,10 +229,12 @@ int asen_onednn_plan_get(const asen_call *call, asen_onednn_key *key, asen_onedn
     if (usable) plan->users++;
     if (plan) plan->used_at = ++clock_ticks;
     pthread_mutex_unlock(&lock);
-    if (status != dnnl_success) return asen_onednn_fail(call, status);
-    if (!usable) return ASEN_DECLINED;
-    *out = plan;
-    return ASEN_OK;
+    if (usable) {
+        *out = plan;
+        return ASEN_OK;
+    }
+    asen_onednn_leave();
+    return status == dnnl_success ? ASEN_DECLINED : asen_onednn_fail(call, status);
 }
 
 void asen_onednn_plan_put(asen_onednn_plan *plan)
@@ -214,6 +243,7 @@ void asen_onednn_plan_put(asen_onednn_plan *plan)
     pthread_mutex_lock(&lock);
     plan->users--;
     pthread_mutex_unlock(&lock);
+    asen_onednn_leave();
 }
 
 /* ---- running ---- */

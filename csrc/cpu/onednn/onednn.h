@@ -83,6 +83,11 @@ dnnl_status_t asen_onednn_attr(dnnl_primitive_attr_t *out);
  * into its tensor after. */
 int asen_onednn_run(const asen_call *call, asen_onednn_plan *plan, asen_tensor *const *tensors);
 
+/* Around everything that calls oneDNN (plan_get and plan_put do it for plans): no fork() happens between. Does not
+ * nest, and nothing between may wait for the GIL. */
+void asen_onednn_enter(void);
+void asen_onednn_leave(void);
+
 /* Sets OpenMP's thread count to the budget, and returns it. */
 int asen_onednn_threads(void);
 /* "oneDNN: conv2d of (…), (…): out of memory" as the thread's message; returns the code. */
