@@ -1,4 +1,4 @@
-/* Elementwise rows: arithmetic with broadcasting, functions of one variable, and their gradients.
+/* Elementwise ops: the rows of ops/elementwise.def, for every floating dtype, and arithmetic on integers.
  *
  * All are bound by memory: (inputs + 1) * elements * element size, broadcast inputs counted once. One
  * kernel for each family of ops, dtype and vector width walks over the output in memory order; which
@@ -15,16 +15,18 @@ namespace {
 enum { BLOCK = 256 };
 enum family { ARITHMETIC, SIMPLE, TRANSCENDENTAL };
 
-/* ---- the functions ---- */
+#define FAMILY_OF(cost) ((cost) > 2 ? TRANSCENDENTAL : SIMPLE)
+
+/* ---- the functions that expressions of the table name ---- */
 
 __device__ __forceinline__ float exponential(float x) { return expf(x); }
 __device__ __forceinline__ double exponential(double x) { return exp(x); }
 __device__ __forceinline__ float logarithm(float x) { return logf(x); }
 __device__ __forceinline__ double logarithm(double x) { return log(x); }
-__device__ __forceinline__ float root(float x) { return sqrtf(x); }
-__device__ __forceinline__ double root(double x) { return sqrt(x); }
-__device__ __forceinline__ float power(float x, float y) { return powf(x, y); }
-__device__ __forceinline__ double power(double x, double y) { return pow(x, y); }
+__device__ __forceinline__ float square_root(float x) { return sqrtf(x); }
+__device__ __forceinline__ double square_root(double x) { return sqrt(x); }
+__device__ __forceinline__ float power(float x, float y) { return y == 2 ? x * x : powf(x, y); }
+__device__ __forceinline__ double power(double x, double y) { return y == 2 ? x * x : pow(x, y); }
 __device__ __forceinline__ float hyperbolic_tangent(float x) { return tanhf(x); }
 __device__ __forceinline__ double hyperbolic_tangent(double x) { return tanh(x); }
 
@@ -35,50 +37,35 @@ template <typename A> __device__ __forceinline__ A logistic(A x)
     return (x >= 0 ? A(1) : e) / (1 + e);
 }
 
-/* The bounds of clamp, the exponent of pow. */
 template <typename A> struct parameters {
-    A min, max;
+    A first, second;
 };
 
-#define EACH(expression)                                                                                               \
-    for (int e = 0; e < V; e++)                                                                                        \
-        y[e] = (expression);                                                                                           \
-    break
-
-template <typename A, int V>
-__device__ __forceinline__ void apply_arithmetic(int op, const A (&a)[V], const A (&b)[V], A (&y)[V], parameters<A> p)
+/* vy of va and vb (ARITHMETIC) or of va alone. */
+template <typename A, int V, int FAMILY>
+__device__ __forceinline__ void apply_row(int op, const A (&va)[V], const A (&vb)[V], A (&vy)[V], parameters<A> p)
 {
+#define ROW(name, family, operands, expression)                                                                        \
+    case ASEN_OP_##name:                                                                                               \
+        if constexpr (FAMILY == family) {                                                                              \
+            for (int e = 0; e < V; e++) {                                                                              \
+                operands;                                                                                              \
+                vy[e] = (expression);                                                                                  \
+            }                                                                                                          \
+            return;                                                                                                    \
+        }                                                                                                              \
+        break;
+#define OPERAND A x = va[e]
+#define OPERANDS A a = va[e], b = vb[e]
+#define UNARY(name, cost, parameters, expression) ROW(name, FAMILY_OF(cost), OPERAND, expression)
+#define BINARY(name, parameters, expression) ROW(name, ARITHMETIC, OPERANDS, expression)
     switch (op) {
-    case ASEN_OP_add: EACH(a[e] + b[e]);
-    case ASEN_OP_sub: EACH(a[e] - b[e]);
-    case ASEN_OP_mul: EACH(a[e] * b[e]);
-    case ASEN_OP_div: EACH(a[e] / b[e]);
-    case ASEN_OP_clamp_grad: EACH(b[e] >= p.min && b[e] <= p.max ? a[e] : A(0));
-    default: EACH(b[e] > 0 ? a[e] : A(0)); /* relu_grad */
+#include "ops/elementwise.def"
     }
-}
-
-template <typename A, int V>
-__device__ __forceinline__ void apply_simple(int op, const A (&x)[V], A (&y)[V], parameters<A> p)
-{
-    switch (op) {
-    case ASEN_OP_neg: EACH(-x[e]);
-    case ASEN_OP_sqrt: EACH(root(x[e]));
-    case ASEN_OP_clamp: EACH(x[e] < p.min ? p.min : x[e] > p.max ? p.max : x[e]);
-    default: EACH(x[e] <= 0 ? A(0) : x[e]); /* relu; NaN stays NaN */
-    }
-}
-
-template <typename A, int V>
-__device__ __forceinline__ void apply_transcendental(int op, const A (&x)[V], A (&y)[V], parameters<A> p)
-{
-    switch (op) {
-    case ASEN_OP_exp: EACH(exponential(x[e]));
-    case ASEN_OP_log: EACH(logarithm(x[e]));
-    case ASEN_OP_tanh: EACH(hyperbolic_tangent(x[e]));
-    case ASEN_OP_sigmoid: EACH(logistic(x[e]));
-    default: EACH(p.min == 2 ? x[e] * x[e] : power(x[e], p.min)); /* pow */
-    }
+#undef ROW
+#undef OPERAND
+#undef OPERANDS
+    __builtin_unreachable(); /* a launch is of a family that has the op */
 }
 
 /* ---- floats ---- */
@@ -101,14 +88,9 @@ elementwise_kernel(const T *a, const T *b, T *y, int64_t count, walk<2> at, bool
         if (FAMILY == ARITHMETIC)
             xb = load_vector<T, V>(b + offset[1], broadcast_b);
         widen_vector<T, V>(xa, va);
-        if (FAMILY == ARITHMETIC) {
+        if (FAMILY == ARITHMETIC)
             widen_vector<T, V>(xb, vb);
-            apply_arithmetic<A, V>(op, va, vb, vy, p);
-        } else if (FAMILY == SIMPLE) {
-            apply_simple<A, V>(op, va, vy, p);
-        } else {
-            apply_transcendental<A, V>(op, va, vy, p);
-        }
+        apply_row<A, V, FAMILY>(op, va, vb, vy, p);
         store_vector<T, V>(y + i * V, vy);
     }
 }
@@ -162,23 +144,6 @@ space space_of_call(const asen_call *call)
     return s;
 }
 
-/* Bounds are rounded to the dtype, so that a clamped value lies inside its own; pow's exponent is not. */
-template <int FAMILY> int apply(const asen_call *call, double min, double max)
-{
-    if (element_count(call->out[0]) == 0)
-        return ASEN_OK;
-    space s = space_of_call(call);
-    CUDA_FLOAT_SWITCH(call->out[0]->dtype, T, {
-        typedef accumulator<T> A;
-        parameters<A> p = {(A)min, (A)max};
-        if (FAMILY != TRANSCENDENTAL)
-            p = {widen(narrow<T>(p.min)), widen(narrow<T>(p.max))};
-        const T *b = FAMILY == ARITHMETIC ? input<T>(call, 1) : nullptr;
-        return run<T, FAMILY>(&s, input<T>(call, 0), b, output<T>(call, 0), call->op, p);
-    })
-    return ASEN_DECLINED;
-}
-
 /* ---- integers: wrapping around in 64 bits; division rounds down, as Python's // ---- */
 
 __device__ __forceinline__ int64_t divide_integer(int64_t a, int64_t b, cuda_fault *fault)
@@ -215,8 +180,15 @@ integer_kernel(const void *a, const void *b, void *y, int64_t count, walk<2> at,
     }
 }
 
+bool has_integers(int op)
+{
+    return op == ASEN_OP_add || op == ASEN_OP_sub || op == ASEN_OP_mul || op == ASEN_OP_div || op == ASEN_OP_neg;
+}
+
 int run_integers(space *s, const char *a, const char *b, char *y, asen_dtype dtype, int op)
 {
+    if (!has_integers(op))
+        return ASEN_DECLINED;
     if (space_too_large(s)) {
         space rest;
         int64_t at[SPACE_OPERANDS] = {0}, bytes = dtype == ASEN_I64 ? 8 : dtype == ASEN_I32 ? 4 : 1;
@@ -230,45 +202,50 @@ int run_integers(space *s, const char *a, const char *b, char *y, asen_dtype dty
                        cuda.fault);
 }
 
-template <int FAMILY> int apply_any(const asen_call *call)
+/* ---- calls ---- */
+
+/* The parameters of a row: doubles, and whether they are rounded to the dtype of the tensors. */
+struct row_parameters {
+    double first, second;
+    bool rounded;
+};
+
+template <int FAMILY> int apply(const asen_call *call, row_parameters given)
 {
     asen_dtype dtype = call->out[0]->dtype;
-    if (asen_dtype_is_float(dtype))
-        return apply<FAMILY>(call, 0, 0);
     if (element_count(call->out[0]) == 0)
         return ASEN_OK;
     space s = space_of_call(call);
-    const char *b = FAMILY == ARITHMETIC ? input<char>(call, 1) : nullptr;
-    return run_integers(&s, input<char>(call, 0), b, output<char>(call, 0), dtype, call->op);
+    if (!asen_dtype_is_float(dtype))
+        return run_integers(&s, input<char>(call, 0), FAMILY == ARITHMETIC ? input<char>(call, 1) : nullptr,
+                            output<char>(call, 0), dtype, call->op);
+    CUDA_FLOAT_SWITCH(dtype, T, {
+        typedef accumulator<T> A;
+        parameters<A> p = {(A)given.first, (A)given.second};
+        if (given.rounded)
+            p = {widen(narrow<T>(p.first)), widen(narrow<T>(p.second))};
+        const T *b = FAMILY == ARITHMETIC ? input<T>(call, 1) : nullptr;
+        return run<T, FAMILY>(&s, input<T>(call, 0), b, output<T>(call, 0), call->op, p);
+    })
+    return ASEN_DECLINED;
 }
 
 } // namespace
 
 ASEN_C_BEGIN
 
-int cuda_add(const asen_call *call) { return apply_any<ARITHMETIC>(call); }
-int cuda_sub(const asen_call *call) { return apply_any<ARITHMETIC>(call); }
-int cuda_mul(const asen_call *call) { return apply_any<ARITHMETIC>(call); }
-int cuda_div(const asen_call *call) { return apply_any<ARITHMETIC>(call); }
-int cuda_neg(const asen_call *call) { return apply_any<SIMPLE>(call); }
-int cuda_exp(const asen_call *call) { return apply<TRANSCENDENTAL>(call, 0, 0); }
-int cuda_log(const asen_call *call) { return apply<TRANSCENDENTAL>(call, 0, 0); }
-int cuda_sqrt(const asen_call *call) { return apply<SIMPLE>(call, 0, 0); }
-int cuda_relu(const asen_call *call) { return apply<SIMPLE>(call, 0, 0); }
-int cuda_relu_grad(const asen_call *call) { return apply<ARITHMETIC>(call, 0, 0); }
-int cuda_tanh(const asen_call *call) { return apply<TRANSCENDENTAL>(call, 0, 0); }
-int cuda_sigmoid(const asen_call *call) { return apply<TRANSCENDENTAL>(call, 0, 0); }
-
-int cuda_pow(const asen_call *call) { return apply<TRANSCENDENTAL>(call, call->attrs->pow.exponent, 0); }
-
-int cuda_clamp(const asen_call *call)
-{
-    return apply<SIMPLE>(call, call->attrs->clamp.min, call->attrs->clamp.max);
-}
-
-int cuda_clamp_grad(const asen_call *call)
-{
-    return apply<ARITHMETIC>(call, call->attrs->clamp_grad.min, call->attrs->clamp_grad.max);
-}
+#define NO_PARAMETERS 0, 0, false
+#define EXACT(first, second) first, second, false
+#define ROUNDED(first, second) first, second, true
+#define ROW(name, family, ...)                                                                                         \
+    int cuda_##name(const asen_call *call)                                                                             \
+    {                                                                                                                  \
+        [[maybe_unused]] const asen_attrs *attrs = call->attrs;                                                        \
+        return apply<family>(call, {__VA_ARGS__});                                                                     \
+    }
+#define UNARY(name, cost, parameters, expression) ROW(name, FAMILY_OF(cost), parameters)
+#define BINARY(name, parameters, expression) ROW(name, ARITHMETIC, parameters)
+#include "ops/elementwise.def"
+#undef ROW
 
 ASEN_C_END

@@ -99,6 +99,13 @@ def test_folders_include_each_other_in_no_circle(files):
     assert circles(files) == []
 
 
+def test_the_reference_is_independent_of_what_it_judges():
+    """One table of expressions feeds the fast kernels and the GPU's; the oracle has its own."""
+    users = {path.relative_to(ROOT).parts[:-1] for path in [*SOURCES, *(ROOT / "kernels").glob("*.cu")]
+             if "ops/elementwise.def" in includes(path)}
+    assert users == {("csrc", "cpu", "fast"), ("kernels",)}
+
+
 @pytest.mark.parametrize("path, line", [("csrc/core/tensor.c", "autograd/tape.h"), ("csrc/ops/view.c", "autograd/record.h"),
                                         ("csrc/cpu/cpu.c", "autograd/tape.h"), ("kernels/plugin.c", "cpu/cpu.h")])
 def test_an_arrow_upwards_is_seen(files, path, line):

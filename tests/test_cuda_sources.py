@@ -22,12 +22,14 @@ def test_there_are_sources():
 
 
 def defined():
-    """Rows that have a definition, plain or through a macro that pastes the row's name."""
+    """Rows that have a definition, plain, through a macro that pastes the row's name, or in the elementwise table."""
     text = "\n".join(without_comments(p.read_text()) for p in SOURCES)
     found = set(re.findall(r"\bint cuda_(\w+)\(const asen_call \*\s*\w+\)\s*\{", text))
     pasting = set(re.findall(r"#define (\w+)\([^)]*\)(?:[^\n]*\\\n)*[^\n]*int cuda_##", text))
     for macro in pasting:
         found |= set(re.findall(rf"^{macro}\((\w+)", text, re.MULTILINE))
+    if any("ops/elementwise.def" in includes(p) for p in SOURCES):
+        found |= set(re.findall(r"^(?:UNARY|BINARY)\((\w+)", (ROOT / "csrc/ops/elementwise.def").read_text(), re.MULTILINE))
     return found
 
 

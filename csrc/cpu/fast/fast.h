@@ -180,17 +180,20 @@ static inline void fast_nest_next(const fast_nest *nest, int operands, int dims,
     }
 }
 
-#define FAST_KERNEL(name) int fast_##name(const asen_call *call);
+/* Our kernels, besides those of ops/elementwise.def. */
 #define FAST_KERNELS(K)                                                                           \
-    K(add) K(sub) K(mul) K(div) K(neg) K(exp) K(log) K(sqrt) K(pow) K(clamp) K(clamp_grad) K(relu) \
-    K(relu_grad) K(tanh) K(sigmoid) K(copy)                                                       \
+    K(copy)                                                                                       \
     K(sum) K(mean) K(max) K(max_grad) K(matmul)                                                   \
     K(softmax) K(log_softmax) K(cross_entropy) K(cross_entropy_grad)                              \
     K(max_pool2d) K(max_pool2d_grad) K(batch_norm) K(batch_norm_grad)                             \
     K(cat) K(slice_grad) K(embedding) K(embedding_grad) K(dropout)                                \
     K(cosine_similarity) K(cosine_similarity_grad) K(normalize) K(normalize_grad)                 \
     K(spatial_attention) K(spatial_attention_grad) K(arc_margin) K(arc_margin_grad)
+#define FAST_KERNEL(name, ...) int fast_##name(const asen_call *call);
 FAST_KERNELS(FAST_KERNEL)
+#define UNARY FAST_KERNEL
+#define BINARY FAST_KERNEL
+#include "ops/elementwise.def"
 #undef FAST_KERNEL
 
 #endif

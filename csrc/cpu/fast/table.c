@@ -3,7 +3,10 @@
 #include "cpu/fast/fast.h"
 
 const asen_kernel asen_fast_kernels[ASEN_OP_COUNT] = {
-#define SLOT(name) [ASEN_OP_##name] = fast_##name,
+#define SLOT(name, ...) [ASEN_OP_##name] = fast_##name,
     FAST_KERNELS(SLOT)
+#define UNARY SLOT
+#define BINARY SLOT
+#include "ops/elementwise.def"
 #undef SLOT
 };
