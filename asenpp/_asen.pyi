@@ -63,6 +63,16 @@ class Tensor:
         """Whether this tensor is not the recorded result of an op."""
 
     @property
+    def _version(self) -> int:
+        """A number that moves after every write into this memory; all views share it. A NumPy or DLPack view that could
+        write counts as one write when it ends.
+        """
+
+    @property
+    def _memory(self) -> tuple[int, int]:
+        """(storage, offset): equal where two tensors begin at the same element of the same memory."""
+
+    @property
     def grad(self) -> Tensor | None:
         """The gradient that backward accumulated here, or None. Assign None to clear it."""
     @grad.setter
@@ -133,7 +143,9 @@ class Tensor:
         """Number of elements."""
 
     def data_ptr(self) -> int:
-        """Address of the first element."""
+        """Address of the first element. Who has it can write there: nothing is kept of this memory's values from here
+        on.
+        """
 
     @overload
     def view(self, shape: Sequence[int], /) -> Tensor:
@@ -415,6 +427,16 @@ class Tensor:
 def from_numpy(array: NDArray[Any], /) -> Tensor:
     """A tensor over a NumPy array's memory; a copy where the array is read-only or has odd strides."""
 
+def to_numpy_readonly(tensor: Tensor, /) -> NDArray[Any]:
+    """The values of a tensor on the CPU as an array that cannot be written: numpy() lends the memory for writing, after
+    which nothing made from the values can be kept until the array is gone.
+    """
+
+def owned(data: Any, /) -> Tensor:
+    """A tensor, an array or what NumPy makes an array of as a dense tensor, without gradient, of memory that is ours: a
+    copy where others could write there.
+    """
+
 def from_dlpack(source: _SupportsDLPack | CapsuleType, /) -> Tensor:
     """A tensor over the memory of any object with __dlpack__ (CPU)."""
 
@@ -465,6 +487,15 @@ def optim_step(kind: str, params: list[Tensor], grads: list[Tensor], state1: lis
 
 def unscale(tensors: list[Tensor], factor: float, /) -> bool:
     """unscale(tensors, factor): multiplies them in place; whether all elements were finite."""
+
+def edition(*tensors: Tensor | None) -> bytes | None:
+    """edition(*tensors): bytes that are equal as long as the tensors are the same and nothing wrote into their memory;
+    ask before reading what is to be kept under them. None where something outside may write at any time (memory of a
+    NumPy array, a numpy() or DLPack view that is alive): then nothing can be kept. An argument may be None.
+    """
+
+def packed_filters() -> int:
+    """How often a filter was brought into oneDNN's layout. For tests."""
 
 def memory_info(device: str = "cpu", /) -> tuple[int, int] | None:
     """memory_info(device='cpu'): bytes (free, total) of a device's own memory, or None."""

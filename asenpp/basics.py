@@ -20,7 +20,7 @@ __all__ = ["tensor", "zeros", "ones", "randn", "arange", "cat", "stack", "no_gra
 
 
 def _finished(array: np.ndarray, dtype: str | None, device: str, requires_grad: bool) -> Tensor:
-    result = _asen.from_numpy(array)
+    result = _asen.owned(array)
     if dtype is not None:
         result = result.to(dtype=dtype)
     if device != result.device:
@@ -35,7 +35,7 @@ def tensor(data: Any, dtype: str | None = None, device: str = "cpu", requires_gr
     float32 and its ints int64, and arrays keep their own.
     """
     if isinstance(data, Tensor):
-        data = data.detach().to(device="cpu").numpy()
+        data = _asen.to_numpy_readonly(data.detach().to(device="cpu"))
     array = np.array(data)
     if not hasattr(data, "dtype") and array.dtype == np.float64:
         array = array.astype(np.float32)

@@ -63,6 +63,8 @@ dtype: str
 device: str
 requires_grad: bool = bool
 is_leaf: bool
+_version: int
+_memory: tuple[int, int]
 grad: Tensor | None = Tensor | None
 """  # after "=": what may be assigned
 
@@ -122,6 +124,8 @@ __pow__(self, value: builtins.float, mod: None = None, /) -> Tensor
 
 FUNCTIONS = """
 from_numpy(array: NDArray[Any], /) -> Tensor
+to_numpy_readonly(tensor: Tensor, /) -> NDArray[Any]
+owned(data: Any, /) -> Tensor
 from_dlpack(source: _SupportsDLPack | CapsuleType, /) -> Tensor
 apply(name: str, tensors: list[Any] | tuple[Any, ...], attrs: dict[str, Any] = ..., /) -> Any
 op_specs() -> list[dict[str, Any]]
@@ -141,6 +145,8 @@ optim_step(kind: str, params: list[Tensor], grads: list[Tensor], state1: list[Te
     momentum: float = 0.0, dampening: float = 0.0, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
     weight_decay: float = 0.0, nesterov: bool = False) -> None
 unscale(tensors: list[Tensor], factor: float, /) -> bool
+edition(*tensors: Tensor | None) -> bytes | None
+packed_filters() -> int
 memory_info(device: str = "cpu", /) -> tuple[int, int] | None
 set_option(device: str, name: str, value: int, /) -> None
 parse_yaml(source: str | PathLike[Any] | _Buffer, name: str | None = None) -> _YamlNode | None

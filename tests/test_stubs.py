@@ -89,7 +89,7 @@ def fits(value, annotation):
         return isinstance(value, tuple) and len(value) == 3
     if text in ("Any", "None"):
         return text == "Any" or value is None
-    return type(value) is {"int": int, "bool": bool, "str": str, "bytearray": bytearray, "float": float,
+    return type(value) is {"int": int, "bool": bool, "str": str, "bytearray": bytearray, "bytes": bytes, "float": float,
                            "builtins.float": float, "Tensor": Tensor, "Self": Tensor}[text]
 
 
@@ -345,6 +345,8 @@ METHOD_CALLS = {
 
 FUNCTION_CALLS = {
     "from_numpy": [lambda: (np.zeros(3),)],
+    "to_numpy_readonly": [lambda: (tensor(2, 3),)],
+    "owned": [lambda: (tensor(2, 3),), lambda: (np.zeros(3),), lambda: ([1.0],)],
     "from_dlpack": [lambda: (np.zeros(3),), lambda: (np.zeros(3).__dlpack__(),)],
     "apply": [lambda: ("relu", [tensor(2)]), lambda: ("pow", (tensor(2),), {"exponent": 2.0})],
     "op_specs": [lambda: ()],
@@ -361,6 +363,8 @@ FUNCTION_CALLS = {
     "optim_step": [lambda: tuple(optimizer("sgd")), lambda: tuple(optimizer("adam")), lambda: tuple(optimizer("adamw")),
                    lambda: (*optimizer("sgd")[:3], None, None, 1, 0.1)],
     "unscale": [lambda: ([tensor(2, 3)], 0.5), lambda: ([], 1.0)],
+    "edition": [lambda: (), lambda: (tensor(2, 3), None)],
+    "packed_filters": [lambda: ()],
     "memory_info": [lambda: (), lambda: ("cpu",)],
     "parse_yaml": [lambda: (b"a: [1, b]",), lambda: (b"", "name")],
     "metrics_rank": [lambda: (np.arange(4.0), np.zeros(4, np.int64))],

@@ -13,6 +13,7 @@ from collections import OrderedDict
 
 import numpy as np
 
+from .. import _asen
 from .errors import CheckpointError
 from .pickle_reader import BFLOAT16, STORAGES, UNSIGNED, UNTYPED
 from .tensors import BFloat16
@@ -35,6 +36,8 @@ def as_array(value) -> np.ndarray | None:
     detach = getattr(value, "detach", None)
     if callable(detach):
         value = detach()
+    if isinstance(value, _asen.Tensor):  # read only: nothing is lent
+        return _asen.to_numpy_readonly(value.to(device="cpu"))
     if callable(getattr(value, "numpy", None)):
         return np.asarray(value.numpy())
     if hasattr(value, "__array__"):

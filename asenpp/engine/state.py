@@ -144,8 +144,8 @@ def take_weights(model: Any, state: dict[str, Any], path: str, cfg: Any, whole: 
             raise _other_architecture(
                 cfg, state, path, f"{name} is {_size(weights[name])} there, {_size(tensor)} here")
     # The attribute table has a name in each branch; batch norm's counters are absent in old files.
-    given = {own[name].data_ptr() for name in own if name in weights}
-    absent = [name for name in own if name not in weights and own[name].data_ptr() not in given]
+    given = {own[name]._memory for name in own if name in weights}
+    absent = [name for name in own if name not in weights and own[name]._memory not in given]
     missing = [name for name in absent if not name.endswith("num_batches_tracked")]
     ignored = [name for name in weights if name not in own]
     taken = len(own) - len(absent)

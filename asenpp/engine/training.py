@@ -23,7 +23,6 @@ from ..data.checks import check_images, check_meta, skipped_values, usable_value
 from ..data.index import load_train
 from ..data.samplers import TripletBatch, TripletSampler
 from ..models import build_model
-from ..nn.parameter import changed
 from . import memory
 from .errors import EngineError, Interrupted
 from .evaluation import Evaluation
@@ -140,7 +139,7 @@ class _Trainer:
 
     def _trial(self, count: int) -> None:
         """Made-up triplets forwards and backwards; the model and the random numbers stay as they were."""
-        before = [np.array(buffer.to(device="cpu").numpy()) for buffer in self.model.buffers()]
+        before = [buffer.clone() for buffer in self.model.buffers()]
         drawn = asen_random.get_state()
         ones = np.zeros(count, np.int64)
         triplets = TripletBatch(ones, ones, ones, ones, ones, np.minimum(ones + 1, 1))
@@ -156,7 +155,6 @@ class _Trainer:
             for buffer, values in zip(self.model.buffers(), before):
                 buffer.copy_(values)
             asen_random.set_state(drawn)
-            changed()
 
     # -- the run ------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._asen import Tensor
-from .parameter import Buffer, Parameter, changed
+from .parameter import Buffer, Parameter
 
 __all__ = ["Module", "Sequential", "ModuleList", "ModuleDict", "LoadReport"]
 
@@ -151,7 +151,6 @@ class Module:
         """Training mode (or evaluation mode) for this module and all below it."""
         for module in self.modules():
             object.__setattr__(module, "training", bool(mode))
-        changed()
         return self
 
     def eval(self) -> "Module":
@@ -190,7 +189,6 @@ class Module:
                     if id(tensor) not in moved:
                         moved[id(tensor)] = module._moved(name, tensor, dtype, device)
                     room[name] = moved[id(tensor)]
-        changed()
         return self
 
     def _moved(self, name: str, tensor: Tensor, dtype: str | None, device: str | None) -> Tensor:
@@ -259,8 +257,7 @@ class Module:
                                "strict=False takes those that fit")
         for name in report.loaded:
             value = state[name]
-            targets[name].copy_(value.detach() if hasattr(value, "detach") else value)
-        changed()
+            targets[name].detach().copy_(value.detach() if hasattr(value, "detach") else value)
         return report
 
     # -- calls and text ---------------------------------------------------------------------------

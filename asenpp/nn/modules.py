@@ -10,7 +10,7 @@ from .._asen import Tensor
 from . import functional as F
 from . import init
 from .module import Module
-from .parameter import Buffer, Parameter, changed
+from .parameter import Buffer, Parameter
 
 __all__ = ["Conv2d", "BatchNorm2d", "Linear", "Embedding", "Dropout", "ReLU", "Tanh", "Sigmoid", "Softmax",
            "MaxPool2d", "AdaptiveAvgPool2d", "Identity", "Flatten", "CrossEntropyLoss", "CosineSimilarity",
@@ -75,8 +75,7 @@ class BatchNorm2d(Module):
         y = F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
                          self.momentum, self.eps, residual=residual, relu=relu, groups=groups)
         if self.training:       # and the batch was not refused
-            changed()
-            self.num_batches_tracked.numpy()[...] += groups
+            self.num_batches_tracked.fill_(int(self.num_batches_tracked) + groups)
         return y
 
     def _moved(self, name: str, tensor: Tensor, dtype: str | None, device: str | None) -> Tensor:

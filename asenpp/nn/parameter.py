@@ -1,57 +1,26 @@
-"""Parameters and buffers: the tensors that a module owns.
-
-Both count their changes in one process-wide number, `generation()`, by which folded weights
-(fold.py) notice that they are out of date. Optimizer steps, loading, moving and the running
-statistics of batch norm report theirs by `changed()`.
-"""
+"""Parameters and buffers: the tensors that a module owns."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from .. import _asen
 from .._asen import Tensor
 
-__all__ = ["Parameter", "Buffer", "generation", "changed"]
-
-_generation = 0
+__all__ = ["Parameter", "Buffer"]
 
 
-def generation() -> int:
-    """How often weights or running statistics have changed in this process."""
-    return _generation
-
-
-def changed() -> None:
-    """To be called after weights were written by other means than the methods of Parameter."""
-    global _generation
-    _generation += 1
-
-
-class _Owned(Tensor):
-    def copy_(self, source: Any) -> "_Owned":
-        super().copy_(source)
-        changed()
-        return self
-
-    def fill_(self, value: float) -> "_Owned":
-        super().fill_(value)
-        changed()
-        return self
-
-    def zero_(self) -> "_Owned":
-        return self.fill_(0.0)
-
-
-class Parameter(_Owned):
+class Parameter(Tensor):
     """A tensor that a module learns: registered when it is set as a module's attribute.
 
-    data: a Tensor or NumPy array; shares its memory where that lies in the dense layout (4 dims:
-        channels-last), which optimizers ask for, else copies.
+    data: a Tensor, whose memory it shares where that lies in the dense layout (4 dims: channels-last),
+        which optimizers ask for; anything else is copied, NumPy arrays too, as a tensor over one is:
+        what is kept of a parameter's values relies on hearing of every write.
     requires_grad: whether backward gives it a gradient.
     """
 
     def __new__(cls, data: Any, requires_grad: bool = True) -> "Parameter":
-        self = super().__new__(cls, Tensor(data).detach().contiguous())
+        self = super().__new__(cls, _asen.owned(data))
         if requires_grad:
             self.requires_grad_(True)
         return self
@@ -60,8 +29,9 @@ class Parameter(_Owned):
         return "Parameter " + super().__repr__()
 
 
-class Buffer(_Owned):
-    """A tensor that a module keeps and saves but does not learn, such as running statistics."""
+class Buffer(Tensor):
+    """A tensor that a module keeps and saves but does not learn, such as running statistics. `data` is taken as a
+    Parameter's is."""
 
     def __new__(cls, data: Any) -> "Buffer":
-        return super().__new__(cls, Tensor(data).detach().contiguous())
+        return super().__new__(cls, _asen.owned(data))

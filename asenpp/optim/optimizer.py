@@ -14,7 +14,6 @@ import numpy as np
 
 from .. import _asen
 from .._asen import Tensor
-from ..nn.parameter import changed
 
 __all__ = ["Optimizer", "SGD", "Adam", "AdamW"]
 
@@ -76,7 +75,6 @@ class Optimizer:
         for group in self.param_groups:
             for alike in self._alike(group).values():
                 self._update(group, *alike)
-        changed()
 
     def _alike(self, group: Mapping[str, Any]) -> dict[tuple, tuple[list[Tensor], list[Tensor]]]:
         """Parameters and gradients by dtype, device and number of steps."""

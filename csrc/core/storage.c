@@ -32,7 +32,8 @@ int asen_storage_wrap(asen_device *device, void *data, size_t bytes, void (*rele
     if (s == NULL)
         return asen_fail(ASEN_ERR_MEMORY, "out of memory");
     *s = (asen_storage){.refs = 1, .id = next_id(), .device = device, .data = data, .bytes = bytes,
-                        .release = release, .owner = owner};
+                        .release = release, .owner = owner,
+                        .foreign = release != NULL};
     *out = s;
     return ASEN_OK;
 }

@@ -14,9 +14,10 @@ ASEN_C_BEGIN
 struct asen_storage {
     ASEN_ATOMIC(int64_t) refs;
     uint64_t id;               /* never reused: keys of caches */
-    ASEN_ATOMIC(uint64_t) version;  /* moves with every write in place */
-    ASEN_ATOMIC(bool) exported; /* somebody outside holds the address (numpy(), DLPack): writes
-                                  there do not move `version`, so caches must not trust it */
+    ASEN_ATOMIC(uint64_t) version;  /* moves after every write in place, by whoever wrote */
+    ASEN_ATOMIC(uint64_t) returned; /* moves when a writable export ends: what it wrote is not known */
+    ASEN_ATOMIC(int64_t) exports;   /* writable exports that live (numpy(), DLPack) */
+    bool foreign;                   /* memory of somebody else, who may write without a word */
     asen_device *device;
     void *data;
     size_t bytes;
@@ -26,18 +27,32 @@ struct asen_storage {
 
 /* A new storage (contents undefined). */
 int asen_storage_new(asen_device *device, size_t bytes, asen_storage **out);
-/* A storage over foreign host memory; `release(owner)` runs when the last reference goes. */
+/* A storage over foreign host memory; `release(owner)` runs when the last reference goes. Where nobody else
+ * can write there, the caller clears `foreign`. */
 int asen_storage_wrap(asen_device *device, void *data, size_t bytes, void (*release)(void *), void *owner,
                       asen_storage **out);
 asen_storage *asen_storage_retain(asen_storage *storage);
 void asen_storage_release(asen_storage *storage); /* NULL is fine */
 #ifndef __cplusplus
-/* Whether `version` tells of every write. */
-static inline bool asen_storage_is_private(const asen_storage *s)
-{
-    return s->release == NULL && !atomic_load_explicit(&s->exported, memory_order_relaxed);
-}
+/* To be called after every write in place is complete, also one that failed half way. */
 static inline void asen_storage_written(asen_storage *s) { atomic_fetch_add(&s->version, 1); }
+
+/* What something made from the values is kept under: a number that moves after every write. It is read before
+ * the values are, so that what was made while another thread wrote lies under an older number and is made anew.
+ * False: somebody outside may write at any time, so nothing may be kept. */
+static inline bool asen_storage_edition(const asen_storage *s, uint64_t *edition)
+{
+    *edition = atomic_load(&s->version) + atomic_load(&s->returned);
+    return !s->foreign && atomic_load(&s->exports) == 0;
+}
+
+/* A writable export of the memory begins and ends. The edition moves before the export is gone. */
+static inline void asen_storage_export_begin(asen_storage *s) { atomic_fetch_add(&s->exports, 1); }
+static inline void asen_storage_export_end(asen_storage *s)
+{
+    atomic_fetch_add(&s->returned, 1);
+    atomic_fetch_sub(&s->exports, 1);
+}
 #endif
 
 /* Scratch memory for one kernel call, from the same caching allocator. */

@@ -18,6 +18,8 @@ void asen_cpu_set_paths(unsigned mask);
 /* How often each path ran each op since the last reset: counts[ASEN_OP_COUNT][3]. */
 void asen_cpu_get_counts(uint64_t (*counts)[3]);
 void asen_cpu_reset_counts(void);
+/* How often a filter was brought into oneDNN's layout. */
+uint64_t asen_onednn_pack_fills(void);
 
 /* The tables behind the paths; a NULL slot declines. */
 extern const asen_kernel asen_ref_kernels[ASEN_OP_COUNT];

@@ -34,6 +34,7 @@ typedef struct {
 static void export_delete(dl_managed *self)
 {
     export_block *block = (export_block *)self;
+    asen_storage_export_end(block->tensor->storage);
     asen_tensor_release(block->tensor);
     free(block);
 }
@@ -66,7 +67,7 @@ PyObject *asen_py_dlpack(PyObject *self)
         return PyErr_NoMemory();
     }
     block->tensor = detached;
-    atomic_store(&t->storage->exported, true);
+    asen_storage_export_begin(t->storage);
     block->managed = (dl_managed){
         .tensor = {asen_tensor_data(detached), {DL_CPU, 0}, detached->ndim, dl_types[detached->dtype],
                    detached->shape, detached->stride, 0},

@@ -20,7 +20,25 @@ static void release_array(void *owner)
     PyGILState_Release(gil);
 }
 
-PyObject *asen_py_to_numpy(PyObject *self)
+/* The base of a writable array: the export ends with the last array over the memory. */
+static void export_end(PyObject *capsule)
+{
+    asen_tensor *tensor = PyCapsule_GetPointer(capsule, NULL);
+    asen_storage_export_end(tensor->storage);
+    asen_tensor_release(tensor);
+}
+
+static PyObject *export_begin(asen_tensor *tensor)
+{
+    PyObject *capsule = PyCapsule_New(tensor, NULL, export_end);
+    if (capsule == NULL)
+        return NULL;
+    asen_tensor_retain(tensor);
+    asen_storage_export_begin(tensor->storage);
+    return capsule;
+}
+
+PyObject *asen_py_to_numpy(PyObject *self, bool writable)
 {
     asen_tensor *t = ((asen_py_tensor *)self)->tensor;
     npy_intp shape[ASEN_MAX_DIMS], stride[ASEN_MAX_DIMS];
@@ -33,12 +51,11 @@ PyObject *asen_py_to_numpy(PyObject *self)
         stride[d] = (npy_intp)(t->stride[d] * (int64_t)asen_dtype_size(t->dtype));
     }
     PyObject *array = PyArray_New(&PyArray_Type, t->ndim, shape, numpy_type[t->dtype], stride, asen_tensor_data(t), 0,
-                                  NPY_ARRAY_WRITEABLE, NULL);
+                                  writable ? NPY_ARRAY_WRITEABLE : 0, NULL);
     if (array == NULL)
         return NULL;
-    atomic_store(&t->storage->exported, true);
-    Py_INCREF(self);
-    if (PyArray_SetBaseObject((PyArrayObject *)array, self) < 0) { /* steals, also when it fails */
+    PyObject *base = writable ? export_begin(t) : Py_NewRef(self);
+    if (base == NULL || PyArray_SetBaseObject((PyArrayObject *)array, base) < 0) { /* steals, also when it fails */
         Py_DECREF(array);
         return NULL;
     }
@@ -85,6 +102,7 @@ static PyObject *from_array(asen_py_state *state, PyArrayObject *array, bool alw
     }
     int64_t reach = size;
     bool empty = false;
+    bool unshared = Py_REFCNT((PyObject *)array) == 1 && PyArray_BASE(array) == NULL; /* our reference is the only one */
     for (int d = 0; d < PyArray_NDIM(array); d++) {
         shape[d] = PyArray_DIM(array, d);
         stride[d] = PyArray_STRIDE(array, d) / size;
@@ -97,6 +115,8 @@ static PyObject *from_array(asen_py_state *state, PyArrayObject *array, bool alw
         asen_py_raise(status);
         goto fail;
     }
+    if (unshared)
+        storage->foreign = false;
     status = asen_tensor_view(storage, dtype, PyArray_NDIM(array), shape, stride, 0, &tensor);
     asen_storage_release(storage); /* owns `array` */
     return status == ASEN_OK ? asen_py_wrap(state, tensor) : asen_py_raise(status);
@@ -122,9 +142,52 @@ static PyObject *from_numpy(PyObject *module, PyObject *object)
     return from_array(PyModule_GetState(module), (PyArrayObject *)Py_NewRef(object), false);
 }
 
+static PyObject *to_numpy_readonly(PyObject *module, PyObject *object)
+{
+    asen_tensor *t = asen_py_unwrap(PyModule_GetState(module), object, "the argument");
+    if (t == NULL)
+        return NULL;
+    if (!t->storage->device->memory->host_memory) {
+        PyErr_Format(PyExc_ValueError, "NumPy reads memory of the CPU, not of %s: call .to('cpu') first",
+                     t->storage->device->name);
+        return NULL;
+    }
+    return asen_py_to_numpy(object, false);
+}
+
+static PyObject *owned(PyObject *module, PyObject *object)
+{
+    asen_py_state *state = PyModule_GetState(module);
+    PyObject *given = asen_py_from_any(state, object, false);
+    if (given == NULL)
+        return NULL;
+    asen_tensor *t = ((asen_py_tensor *)given)->tensor, *result = NULL;
+    int status;
+    if (!t->storage->foreign && asen_tensor_is_dense(t))
+        status = asen_tensor_detach(t, &result);
+    else
+        status = asen_tensor_new(t->storage->device, t->dtype, t->ndim, t->shape, &result);
+    if (status == ASEN_OK && result->storage != t->storage) {
+        Py_BEGIN_ALLOW_THREADS
+        status = asen_tensor_copy_into(result, t);
+        Py_END_ALLOW_THREADS
+    }
+    Py_DECREF(given);
+    if (status == ASEN_OK)
+        return asen_py_wrap(state, result);
+    asen_tensor_release(result);
+    return asen_py_raise(status);
+}
+
 static PyMethodDef methods[] = {
     {"from_numpy", from_numpy, METH_O,
      "A tensor over a NumPy array's memory; a copy where the array is read-only or has odd strides."},
+    {"to_numpy_readonly", to_numpy_readonly, METH_O,
+     "The values of a tensor on the CPU as an array that cannot be written: numpy() lends the memory for writing, after "
+     "which nothing made from the values can be kept until the array is gone."},
+    {"owned", owned, METH_O,
+     "A tensor, an array or what NumPy makes an array of as a dense tensor, without gradient, of memory that is ours: "
+     "a copy where others could write there."},
     {NULL},
 };
 

@@ -176,6 +176,13 @@ static void list_release(tensor_list *list)
     PyMem_Free(list->held);
 }
 
+/* The tensors were written, wholly or up to an error. */
+static void list_written(const tensor_list *list)
+{
+    for (Py_ssize_t i = 0; i < list->count; i++)
+        asen_storage_written(list->held[i]->storage);
+}
+
 /* A list of tensors like `model` (or of any, for the first): dense, of equal lengths. */
 static int take_list(asen_py_state *state, PyObject *list, PyObject *model, const char *what, tensor_list *out,
                      int64_t *length)
@@ -250,9 +257,6 @@ static PyObject *optim_step(PyObject *module, PyObject *args, PyObject *kwargs)
         if (lists[l] != Py_None &&
             take_list(state, lists[l], l ? lists[0] : NULL, what[l], &taken[l], l ? NULL : length) < 0)
             goto done;
-    for (int l = 0; l < 4; l++) /* after every list was found good; gradients are read only */
-        for (Py_ssize_t i = 0; l != 1 && i < taken[l].count; i++)
-            asen_storage_written(taken[l].held[i]->storage);
     asen_tensor *first = taken[0].held[0];
     call.dtype = first->dtype;
     call.device = first->storage->device;
@@ -266,6 +270,9 @@ static PyObject *optim_step(PyObject *module, PyObject *args, PyObject *kwargs)
     int status;
     Py_BEGIN_ALLOW_THREADS
     status = call.device->backend->optim_step(call.device->backend->self, &call);
+    for (int l = 0; l < 4; l++)
+        if (l != 1) /* gradients are only read */
+            list_written(&taken[l]);
     Py_END_ALLOW_THREADS
     result = status == ASEN_OK ? Py_NewRef(Py_None) : asen_py_raise(status);
 done:
@@ -293,18 +300,62 @@ static PyObject *unscale(PyObject *module, PyObject *args)
         int status;
         asen_tensor *first = taken.held[0];
         const asen_backend *b = first->storage->device->backend;
-        for (Py_ssize_t i = 0; i < count; i++)
-            asen_storage_written(taken.held[i]->storage);
         Py_BEGIN_ALLOW_THREADS
         status = b->unscale == NULL
                      ? asen_fail(ASEN_ERR_UNSUPPORTED, "%s cannot scale gradients", b->name)
                      : b->unscale(b->self, first->dtype, count, taken.data, length, factor, &finite);
+        list_written(&taken);
         Py_END_ALLOW_THREADS
         result = status == ASEN_OK ? PyBool_FromLong(finite) : asen_py_raise(status);
     }
     list_release(&taken);
     PyMem_Free(length);
     return result;
+}
+
+/* One tensor of an edition: what it reads, and the state of its memory. */
+typedef struct {
+    uint64_t storage, edition;
+    int64_t offset, dtype, ndim;
+    int64_t shape[ASEN_MAX_DIMS], stride[ASEN_MAX_DIMS];
+} edition_row;
+
+static PyObject *edition(PyObject *module, PyObject *const *args, Py_ssize_t n)
+{
+    asen_py_state *state = PyModule_GetState(module);
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, n * (Py_ssize_t)sizeof(edition_row));
+    if (bytes == NULL)
+        return NULL;
+    char *end = PyBytes_AS_STRING(bytes);
+    for (Py_ssize_t i = 0; i < n; i++) {
+        edition_row row = {0};
+        if (args[i] != Py_None) {
+            const asen_tensor *t = asen_py_unwrap(state, args[i], "the argument");
+            if (t == NULL)
+                goto fail;
+            row = (edition_row){.storage = t->storage->id, .offset = t->offset, .dtype = t->dtype, .ndim = t->ndim};
+            memcpy(row.shape, t->shape, (size_t)t->ndim * sizeof *row.shape);
+            memcpy(row.stride, t->stride, (size_t)t->ndim * sizeof *row.stride);
+            if (!asen_storage_edition(t->storage, &row.edition)) {
+                Py_DECREF(bytes);
+                Py_RETURN_NONE;
+            }
+        }
+        size_t used = offsetof(edition_row, stride) + (size_t)row.ndim * sizeof *row.stride;
+        memcpy(end, &row, used);
+        end += used;
+    }
+    if (_PyBytes_Resize(&bytes, end - PyBytes_AS_STRING(bytes)) < 0)
+        return NULL;
+    return bytes;
+fail:
+    Py_DECREF(bytes);
+    return NULL;
+}
+
+static PyObject *packed_filters(PyObject *module, PyObject *unused)
+{
+    return PyLong_FromUnsignedLongLong(asen_onednn_pack_fills());
 }
 
 static PyObject *memory_info(PyObject *module, PyObject *args)
@@ -352,6 +403,11 @@ static PyMethodDef methods[] = {
     {"optim_step", (PyCFunction)(void (*)(void))optim_step, METH_VARARGS | METH_KEYWORDS,
      "One optimizer step over lists of tensors, in place: see asenpp.optim."},
     {"unscale", unscale, METH_VARARGS, "unscale(tensors, factor): multiplies them in place; whether all elements were finite."},
+    {"edition", (PyCFunction)(void (*)(void))edition, METH_FASTCALL,
+     "edition(*tensors): bytes that are equal as long as the tensors are the same and nothing wrote into their memory; ask "
+     "before reading what is to be kept under them. None where something outside may write at any time (memory of a NumPy "
+     "array, a numpy() or DLPack view that is alive): then nothing can be kept. An argument may be None."},
+    {"packed_filters", packed_filters, METH_NOARGS, "How often a filter was brought into oneDNN's layout. For tests."},
     {"memory_info", memory_info, METH_VARARGS, "memory_info(device='cpu'): bytes (free, total) of a device's own memory, or None."},
     {"set_option", set_option, METH_VARARGS, "set_option(device, name, value): a switch of a device, such as 'tf32' of cuda."},
     {NULL},

@@ -133,6 +133,18 @@ static PyObject *get_is_leaf(PyObject *self, void *closure)
     return PyBool_FromLong(leaf);
 }
 
+static PyObject *get_version(PyObject *self, void *closure)
+{
+    uint64_t edition;
+    asen_storage_edition(self_tensor(self)->storage, &edition);
+    return PyLong_FromUnsignedLongLong(edition);
+}
+static PyObject *get_memory(PyObject *self, void *closure)
+{
+    asen_tensor *tensor = self_tensor(self);
+    return Py_BuildValue("(KL)", (unsigned long long)tensor->storage->id, (long long)tensor->offset);
+}
+
 static int set_requires_grad(PyObject *self, PyObject *value, void *closure)
 {
     int on = value == NULL ? -1 : PyObject_IsTrue(value);
@@ -197,6 +209,8 @@ static PyGetSetDef getset[] = {
     {"device", get_device, NULL, "Name of the device: 'cpu' or 'cuda'.", NULL},
     {"requires_grad", get_requires_grad, set_requires_grad, "Whether backward computes a gradient for or through this tensor.", NULL},
     {"is_leaf", get_is_leaf, NULL, "Whether this tensor is not the recorded result of an op.", NULL},
+    {"_version", get_version, NULL, "A number that moves after every write into this memory; all views share it. A NumPy or DLPack view that could write counts as one write when it ends.", NULL},
+    {"_memory", get_memory, NULL, "(storage, offset): equal where two tensors begin at the same element of the same memory.", NULL},
     {"grad", get_grad, set_grad, "The gradient that backward accumulated here, or None. Assign None to clear it.", NULL},
     {NULL},
 };
@@ -224,17 +238,19 @@ static PyObject *to_host(PyObject *self)
     return asen_py_wrap(state, host);
 }
 
-static PyObject *method_numpy(PyObject *self, PyObject *unused)
+static PyObject *to_numpy(PyObject *self, bool writable)
 {
     if (asen_tensor_has_history(self_tensor(self))) {
         PyErr_SetString(PyExc_RuntimeError, "numpy() of a tensor that requires a gradient: call detach() first");
         return NULL;
     }
     PyObject *host = to_host(self);
-    PyObject *array = host == NULL ? NULL : asen_py_to_numpy(host);
+    PyObject *array = host == NULL ? NULL : asen_py_to_numpy(host, writable);
     Py_XDECREF(host);
     return array;
 }
+
+static PyObject *method_numpy(PyObject *self, PyObject *unused) { return to_numpy(self, true); }
 
 static PyObject *method_array(PyObject *self, PyObject *args, PyObject *kwargs)
 {
@@ -242,7 +258,7 @@ static PyObject *method_array(PyObject *self, PyObject *args, PyObject *kwargs)
     PyObject *dtype = Py_None, *copy = Py_None;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OO:__array__", names, &dtype, &copy))
         return NULL;
-    PyObject *array = method_numpy(self, NULL);
+    PyObject *array = to_numpy(self, copy != Py_True);
     if (array != NULL && dtype != Py_None) /* astype(dtype, order, casting, subok, copy) */
         Py_SETREF(array, PyObject_CallMethod(array, "astype", "OssOO", dtype, "K", "unsafe", Py_True,
                                              copy == Py_True ? Py_True : Py_False));
@@ -259,7 +275,7 @@ static PyObject *method_item(PyObject *self, PyObject *unused)
         return NULL;
     }
     PyObject *host = to_host(self);
-    PyObject *array = host == NULL ? NULL : asen_py_to_numpy(host);
+    PyObject *array = host == NULL ? NULL : asen_py_to_numpy(host, false);
     PyObject *value = array == NULL ? NULL : PyObject_CallMethod(array, "item", NULL);
     Py_XDECREF(host);
     Py_XDECREF(array);
@@ -269,7 +285,7 @@ static PyObject *method_item(PyObject *self, PyObject *unused)
 static PyObject *method_tolist(PyObject *self, PyObject *unused)
 {
     PyObject *host = to_host(self);
-    PyObject *array = host == NULL ? NULL : asen_py_to_numpy(host);
+    PyObject *array = host == NULL ? NULL : asen_py_to_numpy(host, false);
     PyObject *value = array == NULL ? NULL : PyObject_CallMethod(array, "tolist", NULL);
     Py_XDECREF(host);
     Py_XDECREF(array);
@@ -459,7 +475,7 @@ static PyObject *method_stride(PyObject *self, PyObject *unused) { return ints(s
 static PyObject *method_numel(PyObject *self, PyObject *unused) { return PyLong_FromLongLong(asen_tensor_count(self_tensor(self))); }
 static PyObject *method_data_ptr(PyObject *self, PyObject *unused)
 {
-    atomic_store(&self_tensor(self)->storage->exported, true);
+    asen_storage_export_begin(self_tensor(self)->storage); /* without end: an address has none */
     return PyLong_FromVoidPtr(asen_tensor_data(self_tensor(self)));
 }
 
@@ -517,7 +533,7 @@ PyMethodDef asen_py_tensor_methods[] = {
     {"size", method_size, METH_VARARGS, "size(): the shape; size(dim): the size of one dim."},
     {"stride", method_stride, METH_NOARGS, "Strides in elements."},
     {"numel", method_numel, METH_NOARGS, "Number of elements."},
-    {"data_ptr", method_data_ptr, METH_NOARGS, "Address of the first element."},
+    {"data_ptr", method_data_ptr, METH_NOARGS, "Address of the first element. Who has it can write there: nothing is kept of this memory's values from here on."},
     {NULL},
 };
 
@@ -612,7 +628,7 @@ static PyObject *repr(PyObject *self)
     asen_node_release(node);
     PyObject *host = to_host(self), *array = NULL, *text = NULL, *result = NULL;
     if (host != NULL && t->dtype != ASEN_F16 && t->dtype != ASEN_BF16)
-        array = asen_py_to_numpy(host);
+        array = asen_py_to_numpy(host, false);
     else
         PyErr_Clear();
     PyErr_Clear();

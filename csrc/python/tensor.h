@@ -35,7 +35,7 @@ PyObject *asen_py_call_op(asen_py_state *state, asen_op op, PyObject *self, PyOb
 PyObject *asen_py_apply1(asen_py_state *state, asen_op op, asen_tensor *const *in, int n_in, const asen_attrs *attrs);
 
 /* NumPy's side (python/numpy.c). */
-PyObject *asen_py_to_numpy(PyObject *tensor);                                     /* shares memory */
+PyObject *asen_py_to_numpy(PyObject *tensor, bool writable); /* shares memory; writable: an export until it is gone */
 PyObject *asen_py_from_any(asen_py_state *state, PyObject *object, bool always_copy); /* Tensor */
 
 /* The tables of methods and operators of the type. */

@@ -6,8 +6,8 @@
  * otherwise in the primitive's preferred layout than in our tensors (the filter), the reorder
  * between the two. Plans are found in a bounded table; after the first step none is created.
  *
- * A packed filter is keyed by (storage id, offset, descriptor) and valid for one storage version:
- * it is packed again when the parameter changed. Storage ids are never reused, so a dead
+ * A packed filter is keyed by (storage id, offset, descriptor) and valid for one edition of the
+ * storage: it is packed again when the parameter changed. Storage ids are never reused, so a dead
  * parameter's pack can never be mistaken for another's; it is freed when it was long unused. */
 #ifndef ASEN_CPU_ONEDNN_H
 #define ASEN_CPU_ONEDNN_H

@@ -1,10 +1,12 @@
 /* Packed filters: each parameter is reordered into oneDNN's layout once per change.
  *
- * A pack belongs to (storage id, offset, packed descriptor) and is valid for one version of the
- * storage; a later version is packed into the same memory, so a training step allocates nothing.
+ * A pack belongs to (storage id, offset, packed descriptor) and is valid for one edition of the
+ * storage (core/storage.h); a later edition is packed into the same memory, so a training step
+ * allocates nothing. The edition is read before the values: what was packed while another thread
+ * wrote lies under the edition before that write, and is packed anew at the next call.
  * Bounded in bytes; what was not asked for during the last AGE look-ups (several steps of any
- * model) is freed, which is how packs of dead parameters go. Foreign memory (a wrapped NumPy
- * array) can change without a new version, so it is packed at every call. */
+ * model) is freed, which is how packs of dead parameters go. Memory that others can write
+ * (a wrapped NumPy array, a tensor with a live numpy() view) is packed at every call. */
 #include "cpu/onednn/onednn.h"
 
 #ifdef ASEN_ONEDNN
@@ -15,12 +17,13 @@ enum { BUCKETS = 512, AGE = 4096 };
 static const size_t MAX_BYTES = (size_t)512 << 20;
 
 struct asen_onednn_pack {
-    uint64_t storage, version, used_at;
+    uint64_t storage, edition, used_at;
     int64_t offset;
     dnnl_memory_desc_t desc; /* owned */
     void *data;
     size_t bytes;
     int users;
+    bool filled; /* `data` holds the values of `edition` */
     bool listed; /* in the table; else freed by the last user */
     struct asen_onednn_pack *next;
 };
@@ -28,7 +31,7 @@ struct asen_onednn_pack {
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static asen_onednn_pack *table[BUCKETS];
 static size_t total_bytes;
-static uint64_t clock_ticks;
+static uint64_t clock_ticks, fills;
 
 static size_t bucket_of(uint64_t storage, int64_t offset)
 {
@@ -93,12 +96,12 @@ int asen_onednn_pack_get(const asen_call *call, asen_onednn_plan *plan, const as
 {
     *out = NULL;
     const asen_storage *storage = tensor->storage;
-    uint64_t version = atomic_load(&storage->version);
-    bool keep = asen_storage_is_private(storage);
+    uint64_t edition;
     int status = ASEN_OK;
     asen_onednn_pack **link = &table[bucket_of(storage->id, tensor->offset)], *pack = NULL;
 
     pthread_mutex_lock(&lock);
+    bool keep = asen_storage_edition(storage, &edition);
     if (++clock_ticks % AGE == 0) sweep();
     while (keep && *link) {
         pack = *link;
@@ -108,11 +111,10 @@ int asen_onednn_pack_get(const asen_call *call, asen_onednn_plan *plan, const as
         link = &pack->next;
         pack = NULL;
     }
-    if (pack && pack->version != version && pack->users) { /* somebody still reads the old values */
+    if (pack && pack->edition != edition && pack->users) { /* somebody still reads the old values */
         pack_unlink(link);
         pack = NULL;
     }
-    bool stale = !pack || pack->version != version;
     if (!pack) {
         if (keep) make_room(plan->packed_bytes);
         pack = pack_new(plan);
@@ -132,10 +134,11 @@ int asen_onednn_pack_get(const asen_call *call, asen_onednn_plan *plan, const as
         }
     }
     pack->used_at = clock_ticks;
-    if (stale) { /* locked: a second thread that wants the same filter waits for it */
-        pack->version = version - 1;
+    if (!pack->filled || pack->edition != edition) { /* locked: a second thread that wants the same filter waits for it */
         status = fill(call, plan, tensor, pack->data);
-        if (!status) pack->version = version;
+        pack->filled = !status;
+        pack->edition = edition;
+        fills++;
     }
     if (status) {
         if (!pack->listed) pack_free(pack);
@@ -149,6 +152,14 @@ done:
     return status;
 }
 
+uint64_t asen_onednn_pack_fills(void)
+{
+    pthread_mutex_lock(&lock);
+    uint64_t count = fills;
+    pthread_mutex_unlock(&lock);
+    return count;
+}
+
 void asen_onednn_pack_put(asen_onednn_pack *pack)
 {
     if (!pack) return;
@@ -157,4 +168,6 @@ void asen_onednn_pack_put(asen_onednn_pack *pack)
     pthread_mutex_unlock(&lock);
 }
 
+#else
+uint64_t asen_onednn_pack_fills(void) { return 0; }
 #endif
