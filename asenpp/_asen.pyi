@@ -443,6 +443,11 @@ def from_dlpack(source: _SupportsDLPack | CapsuleType, /) -> Tensor:
 def apply(name: str, tensors: list[Any] | tuple[Any, ...], attrs: dict[str, Any] = ..., /) -> Any:
     """apply(name, tensors, attrs={}): any op of the table by name; absent inputs are None."""
 
+def apply_(name: str, tensors: list[Any] | tuple[Any, ...], attrs: dict[str, Any] = ..., /) -> Tensor:
+    """apply_(name, tensors, attrs={}): any op by name, in place: the first tensor becomes the (first) result, as part
+    of the graph where that is recorded, and is returned.
+    """
+
 def op_specs() -> list[dict[str, Any]]:
     """The rows of the op table as dicts: what the tests run over."""
 

@@ -128,6 +128,7 @@ to_numpy_readonly(tensor: Tensor, /) -> NDArray[Any]
 owned(data: Any, /) -> Tensor
 from_dlpack(source: _SupportsDLPack | CapsuleType, /) -> Tensor
 apply(name: str, tensors: list[Any] | tuple[Any, ...], attrs: dict[str, Any] = ..., /) -> Any
+apply_(name: str, tensors: list[Any] | tuple[Any, ...], attrs: dict[str, Any] = ..., /) -> Tensor
 op_specs() -> list[dict[str, Any]]
 set_grad_enabled(on: bool, /) -> bool
 is_grad_enabled() -> bool

@@ -31,6 +31,7 @@ from asenpp import _asen
 REFUSALS = (
     "changed in place between forward and backward",        # an op saves more here than there
     "not contiguous is written in place while recording",   # a region of what is not dense
+    "a view of a tensor that is not contiguous, and that was written in place",
     "made a leaf that requires a gradient, and then its base",
     "lie on one another",                                   # an expanded view copied onto its own elements
 )

@@ -46,7 +46,7 @@ def test_bad_arguments():
 
 def model():
     layer = nn.Linear(2, 1, bias=False)
-    layer.weight.copy_(np.array([[0.5, -1.0]], np.float32))
+    layer.weight.detach().copy_(np.array([[0.5, -1.0]], np.float32))
     return layer, optim.SGD(layer.parameters(), lr=0.5)
 
 

@@ -280,7 +280,7 @@ def test_style_report(folder, capsys):
 def test_spoilt_weights_are_named(both):
     cfg, _ = both
     model = asenpp.build_model(cfg)
-    next(model.parameters()).fill_(float("nan"))
+    next(model.parameters()).detach().fill_(float("nan"))
     with pytest.raises((EngineError, ValueError), match="finite|NaN"):
         asenpp.engine.evaluate(cfg, model=model)
 

@@ -108,7 +108,7 @@ def test_views_and_bases_follow_each_other(view, fill, plain, through):
     for mine, its in zip(ours[:3], theirs[:3]):
         assert (mine is None) == (its is None)
         if mine is not None:
-            np.testing.assert_allclose(mine, its, rtol=1e-12)
+            np.testing.assert_allclose(mine, its, rtol=1e-12, atol=1e-12)
 
 
 def test_a_buffer_filled_row_by_row():
@@ -234,6 +234,20 @@ def test_views_made_without_recording():
         (v * 2.0).sum()
     with asenpp.no_grad():
         assert (v * 2.0).tolist() == [2.0]
+
+
+def test_views_of_what_is_not_contiguous():
+    """A region of its gradient would lie otherwise: refused, at the write or when the view is used."""
+    b = leaf([5.0, 6.0])
+    base = constant([1.0, 2.0, 3.0, 4.0])[::2].detach()
+    with pytest.raises(ValueError, match="not contiguous is written in place while recording"):
+        base[:1].copy_(b[:1])
+    view = base.unsqueeze(0)
+    base.copy_(b * 2.0)
+    with pytest.raises(ValueError, match="not contiguous, and that was written"):
+        view.sum()
+    (base * 3.0).sum().backward()
+    np.testing.assert_array_equal(values(b.grad), [6, 6])
 
 
 def test_elements_that_lie_on_one_another():

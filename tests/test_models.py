@@ -50,9 +50,9 @@ def twins(ours, theirs, dtype="float32"):
     rng = np.random.default_rng(1)
     for name, tensor in [*ours.named_parameters(), *ours.named_buffers()]:
         if name.rpartition(".")[2] in ("running_mean", "bias"):
-            tensor.copy_(0.1 * rng.standard_normal(tensor.shape))
+            tensor.detach().copy_(0.1 * rng.standard_normal(tensor.shape))
         elif "bn" in name and tensor.ndim == 1:
-            tensor.copy_(rng.uniform(0.7, 1.3, tensor.shape))
+            tensor.detach().copy_(rng.uniform(0.7, 1.3, tensor.shape))
     state = {k: torch.tensor(v.numpy().copy()) for k, v in ours.state_dict().items()}
     theirs.load_state_dict(state)
     ours.to(dtype)

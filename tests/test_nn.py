@@ -192,11 +192,11 @@ def test_folded_batch_norm(bias):
 
     def fill():
         bn.running_var.fill_(4.0)
-        bn.weight.copy_(numbers(6, seed=3))
+        bn.weight.detach().copy_(numbers(6, seed=3))
 
     conv.eval(), bn.eval()
     before = check()
-    for change in (running_pass, fill, lambda: conv.weight.copy_(numbers(6, 4, 3, 3, seed=4)),
+    for change in (running_pass, fill, lambda: conv.weight.detach().copy_(numbers(6, 4, 3, 3, seed=4)),
                    lambda: bn.load_state_dict({"bias": np.ones(6)}, strict=False)):
         change()
         after = check()

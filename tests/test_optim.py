@@ -99,7 +99,7 @@ def test_a_loaded_state_is_a_copy_and_exact():
         set_gradients(ours, theirs, step)
         a.step()
     for p, q in zip(again, ours):
-        p.copy_(q.detach())
+        p.detach().copy_(q.detach())
     b.load_state_dict(a.state_dict())
     for step in range(2, 5):
         for tensors, optimizer in ((ours, a), (again, b)):

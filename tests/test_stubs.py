@@ -349,6 +349,7 @@ FUNCTION_CALLS = {
     "owned": [lambda: (tensor(2, 3),), lambda: (np.zeros(3),), lambda: ([1.0],)],
     "from_dlpack": [lambda: (np.zeros(3),), lambda: (np.zeros(3).__dlpack__(),)],
     "apply": [lambda: ("relu", [tensor(2)]), lambda: ("pow", (tensor(2),), {"exponent": 2.0})],
+    "apply_": [lambda: ("relu", [tensor(2)]), lambda: ("pow", (tensor(2),), {"exponent": 2.0})],
     "op_specs": [lambda: ()],
     "set_grad_enabled": [lambda: (True,)],
     "is_grad_enabled": [lambda: ()],
@@ -411,8 +412,8 @@ def takes(signature, args):
         bound = signature.bind(*args)
     except TypeError:
         return False
-    return all(type(value).__name__ == ast.unparse(p.annotation) for p in signature.parameters.values()
-               if p.kind is p.VAR_POSITIONAL for value in bound.arguments.get(p.name, ()))
+    return all(type(value).__name__.replace("NoneType", "None") in ast.unparse(p.annotation).split(" | ")
+               for p in signature.parameters.values() if p.kind is p.VAR_POSITIONAL for value in bound.arguments.get(p.name, ()))
 
 
 def written_out(signature, args):

@@ -20,31 +20,37 @@ def fan_in_and_out(tensor: Tensor) -> tuple[int, int]:
     return tensor.shape[1] * field, tensor.shape[0] * field
 
 
+def _set(tensor: Tensor, values: np.ndarray) -> Tensor:
+    tensor.detach().copy_(values)  # apart from the graph: parameters are leaves
+    return tensor
+
+
 def uniform_(tensor: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
     """U(low, high)."""
     values = random.generator().random(tensor.shape, dtype=np.float32)
-    return tensor.copy_(values * np.float32(high - low) + np.float32(low))
+    return _set(tensor, values * np.float32(high - low) + np.float32(low))
 
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """N(mean, std)."""
     values = random.generator().standard_normal(tensor.shape, dtype=np.float32)
-    return tensor.copy_(values * np.float32(std) + np.float32(mean))
+    return _set(tensor, values * np.float32(std) + np.float32(mean))
 
 
 def constant_(tensor: Tensor, value: float) -> Tensor:
     """One value everywhere."""
-    return tensor.fill_(value)
+    tensor.detach().fill_(value)
+    return tensor
 
 
 def zeros_(tensor: Tensor) -> Tensor:
     """Zeros."""
-    return tensor.fill_(0.0)
+    return constant_(tensor, 0.0)
 
 
 def ones_(tensor: Tensor) -> Tensor:
     """Ones."""
-    return tensor.fill_(1.0)
+    return constant_(tensor, 1.0)
 
 
 def xavier_uniform_(tensor: Tensor, gain: float = 1.0) -> Tensor:

@@ -1,7 +1,7 @@
 /* Running and recording: see record.h. */
 #include "autograd/record.h"
 
-#include "autograd/tape.h"
+#include "autograd/inplace.h"
 #include "ops/run.h"
 #include "ops/schema.h"
 
@@ -19,6 +19,8 @@ int asen_op_apply(asen_op op, asen_tensor *const *in, int n_in, const asen_attrs
     int status = asen_op_run_used(op, in, n_in, &own, used, out, n_out);
     if (status == ASEN_OK) {
         status = asen_tape_record(op, in, used, n_in, &own, out, *n_out);
+        if (status == ASEN_OK && (asen_op_get(op)->flags & ASEN_IS_VIEW) && out[0]->storage == in[0]->storage)
+            status = asen_aliases_join(in[0], out[0]);
         if (status != ASEN_OK) {
             asen_fail_prefix("%s", asen_op_get(op)->name);
             for (int k = 0; k < *n_out; k++) {

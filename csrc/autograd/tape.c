@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "autograd/inplace.h"
 #include "autograd/rules.h"
 #include "ops/run.h"
 #include "ops/schema.h"
@@ -52,6 +53,7 @@ static void node_free(asen_history *history)
         asen_tensor_release(node->grad);
         if (!node->leaf)
             release_saved(node);
+        free(node->region);
         free(node);
     }
 }
@@ -67,7 +69,7 @@ static void *carve(char **at, size_t bytes)
 }
 
 /* A node and its arrays, in one block. */
-static asen_node *node_new(int n_in)
+asen_node *asen_node_new(int n_in)
 {
     size_t n = (size_t)n_in, each = sizeof(asen_input_meta) + 2 * sizeof(void *) + sizeof(uint64_t) + sizeof(int) + sizeof(bool);
     size_t bytes = sizeof(asen_node) + n * each + 2 * 8;
@@ -89,7 +91,7 @@ static asen_node *node_new(int n_in)
     return node;
 }
 
-static void meta_set(asen_input_meta *meta, const asen_tensor *t)
+void asen_node_describe(asen_input_meta *meta, const asen_tensor *t)
 {
     meta->ndim = t == NULL ? -1 : t->ndim;
     if (t == NULL)
@@ -99,30 +101,74 @@ static void meta_set(asen_input_meta *meta, const asen_tensor *t)
     memcpy(meta->shape, t->shape, sizeof meta->shape);
 }
 
+/* Input i of `node` comes from a node (or NULL), whose reference it takes over. */
+static void take_edge(asen_node *node, int i, asen_node *from, int slot)
+{
+    node->edge[i] = from;
+    node->edge_slot[i] = slot;
+    node->needs[i] = from != NULL;
+    if (from != NULL && from->sequence > node->sequence) /* a node is later than those that it reads */
+        node->sequence = atomic_fetch_add(&sequence, 1) + 1;
+}
+
+void asen_node_set_input(asen_node *node, int i, asen_node *from, int slot, const asen_tensor *like)
+{
+    asen_node_describe(&node->meta[i], like);
+    take_edge(node, i, from == NULL ? NULL : asen_node_retain(from), slot);
+}
+
+int asen_tape_node(asen_tensor *tensor, asen_node **node, int *slot)
+{
+    *node = NULL;
+    while (asen_aliases_stale(tensor)) {
+        int status = asen_aliases_refresh(tensor);
+        if (status != ASEN_OK)
+            return status;
+    }
+    *node = asen_tensor_node(tensor, slot);
+    return ASEN_OK;
+}
+
+bool asen_tape_wants_grad(const asen_tensor *tensor) { return asen_tensor_has_history(tensor) || asen_aliases_stale(tensor); }
+
+bool asen_tape_is_leaf(const asen_tensor *tensor)
+{
+    if (asen_aliases_stale(tensor))
+        return false;
+    asen_node *node = asen_tensor_node(tensor, NULL);
+    bool leaf = node == NULL || node->leaf;
+    asen_node_release(node);
+    return leaf;
+}
+
 int asen_tape_record(asen_op op, asen_tensor *const *in, asen_tensor *const *used, int n_in, const asen_attrs *attrs,
                      asen_tensor *const *out, int n_out)
 {
     const asen_schema *schema = asen_schema_get(op);
     bool wanted = false;
     for (int i = 0; i < n_in; i++)
-        wanted |= in[i] != NULL && asen_tensor_has_history(in[i]);
+        wanted |= in[i] != NULL && asen_tape_wants_grad(in[i]);
     if (!wanted || !asen_grad_enabled() || asen_grad_rules[op] == NULL)
         return ASEN_OK;
 
     int status = ASEN_OK;
-    asen_node *node = node_new(n_in);
+    asen_node *node = asen_node_new(n_in), *from;
+    int slot = 0;
     if (node == NULL)
         return asen_fail(ASEN_ERR_MEMORY, "out of memory");
     node->op = op;
+    node->rule = asen_grad_rules[op];
     node->attrs = *attrs;
     node->n_out = n_out;
     node->device = out[0]->storage->device;
     for (int i = 0; i < n_in; i++) {
-        meta_set(&node->meta[i], in[i]);
+        asen_node_describe(&node->meta[i], in[i]);
         if (in[i] == NULL)
             continue;
-        node->edge[i] = asen_tensor_node(in[i], &node->edge_slot[i]);
-        node->needs[i] = node->edge[i] != NULL;
+        status = asen_tape_node(in[i], &from, &slot);
+        if (status != ASEN_OK)
+            goto fail;
+        take_edge(node, i, from, slot);
         if (schema->saved_in & (schema->variadic ? 1u : 1u << i)) {
             status = asen_tensor_detach(used[i], &node->saved_in[i]);
             if (status != ASEN_OK)
@@ -131,7 +177,7 @@ int asen_tape_record(asen_op op, asen_tensor *const *in, asen_tensor *const *use
         }
     }
     for (int k = 0; k < n_out; k++) {
-        meta_set(&node->out_meta[k], out[k]);
+        asen_node_describe(&node->out_meta[k], out[k]);
         if (!(schema->saved_out >> k & 1))
             continue;
         status = asen_tensor_detach(out[k], &node->saved_out[k]);
@@ -149,7 +195,7 @@ fail:
 
 asen_node *asen_tape_leaf(const asen_tensor *tensor)
 {
-    asen_node *node = asen_tensor_node(tensor, NULL);
+    asen_node *node = asen_aliases_stale(tensor) ? NULL : asen_tensor_node(tensor, NULL);
     if (node == NULL || node->leaf)
         return node;
     asen_node_release(node);
@@ -160,9 +206,9 @@ int asen_tape_set_leaf(asen_tensor *tensor, bool requires_grad)
 {
     int status = ASEN_OK;
     asen_node *leaf = NULL, *before = asen_tensor_node(tensor, NULL);
-    if (requires_grad == (before != NULL))
+    if (requires_grad == asen_tape_wants_grad(tensor))
         goto done;
-    if (before != NULL && !before->leaf) {
+    if (!asen_tape_is_leaf(tensor)) {
         status = asen_fail(ASEN_ERR_VALUE, "requires_grad of a result cannot be changed: use detach()");
         goto done;
     }
@@ -171,7 +217,7 @@ int asen_tape_set_leaf(asen_tensor *tensor, bool requires_grad)
         goto done;
     }
     if (requires_grad) {
-        leaf = node_new(0);
+        leaf = asen_node_new(0);
         if (leaf == NULL) {
             status = asen_fail(ASEN_ERR_MEMORY, "out of memory");
             goto done;
@@ -179,7 +225,8 @@ int asen_tape_set_leaf(asen_tensor *tensor, bool requires_grad)
         leaf->leaf = true;
     }
     /* Where another thread was faster, its wish holds: it might as well have come later. */
-    asen_tensor_replace_history(tensor, (asen_history *)before, (asen_history *)leaf, 0);
+    if (asen_tensor_replace_history(tensor, (asen_history *)before, (asen_history *)leaf, 0))
+        asen_aliases_base_is(tensor, leaf);
 done:
     asen_node_release(leaf);
     asen_node_release(before);
@@ -379,7 +426,7 @@ static int node_backward(walk *w, const visit *at, bool retain)
             return asen_fail(ASEN_ERR_MEMORY, "out of memory");
         }
     }
-    status = asen_grad_rules[node->op](node, at->pending, dx);
+    status = node->rule(node, at->pending, dx);
     if (status != ASEN_OK)
         asen_fail_prefix("gradient of %s", asen_op_get(node->op)->name);
     for (int i = 0; i < node->n_in; i++) {
@@ -484,8 +531,11 @@ int asen_tape_backward(asen_tensor *root, asen_tensor *seed, bool retain)
     visit **order = NULL;
     asen_tensor *first = NULL;
     int slot, status;
-    asen_node *node = asen_tensor_node(root, &slot); /* holds all others */
+    asen_node *node; /* holds all others */
 
+    status = asen_tape_node(root, &node, &slot);
+    if (status != ASEN_OK)
+        return status;
     if (node == NULL)
         return asen_fail(ASEN_ERR_VALUE, "backward: this tensor has no gradient: nothing it was made from requires one");
     status = check_seed(root, seed);

@@ -41,6 +41,28 @@ bool asen_tensor_is_dense(const asen_tensor *t)
     return true;
 }
 
+bool asen_tensor_overlaps_itself(const asen_tensor *t)
+{
+    int order[ASEN_MAX_DIMS], n = 0;
+    if (asen_tensor_count(t) == 0)
+        return false;
+    for (int d = 0; d < t->ndim; d++) { /* dims that step, by stride */
+        if (t->shape[d] == 1)
+            continue;
+        int at = n++;
+        for (; at > 0 && t->stride[order[at - 1]] > t->stride[d]; at--)
+            order[at] = order[at - 1];
+        order[at] = d;
+    }
+    int64_t reach = 0; /* of all dims that step less */
+    for (int i = 0; i < n; i++) {
+        if (t->stride[order[i]] <= reach)
+            return true;
+        reach += (t->shape[order[i]] - 1) * t->stride[order[i]];
+    }
+    return false;
+}
+
 bool asen_tensor_same_shape(const asen_tensor *a, const asen_tensor *b)
 {
     return a->ndim == b->ndim && memcmp(a->shape, b->shape, (size_t)a->ndim * sizeof a->shape[0]) == 0;
@@ -137,10 +159,11 @@ void asen_tensor_release(asen_tensor *tensor)
 {
     if (tensor == NULL || atomic_fetch_sub(&tensor->refs, 1) != 1)
         return;
-    asen_history *history = tensor->history;
+    asen_history *history = tensor->history, *aliases = tensor->aliases;
     asen_storage_release(tensor->storage);
     free(tensor);
     asen_history_release(history);
+    asen_history_release(aliases);
 }
 
 asen_history *asen_history_retain(asen_history *history)

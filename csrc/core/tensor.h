@@ -21,6 +21,11 @@ struct asen_tensor {
     int64_t offset;                /* in elements */
     ASEN_ATOMIC(asen_history *) history; /* owned; NULL: no gradient is wanted. Only by the functions below: */
     int slot;                      /* which output of the history's op this is */
+    bool aliases_base;             /* of those, the one that the others are views of */
+    bool unrecorded_view;          /* a view, made while nothing was recorded */
+    ASEN_ATOMIC(asen_history *) aliases; /* owned; the tensors that are views of one another (autograd/inplace.h), or NULL;
+                                      set once */
+    ASEN_ATOMIC(uint64_t) aliases_seen; /* how often those had been rewritten when `history` was made */
 };
 
 /* How a tensor came to be, for whoever records that (autograd/tape.h): counted here, known there. A tensor's
@@ -35,7 +40,7 @@ int asen_tensor_new(asen_device *device, asen_dtype dtype, int ndim, const int64
 /* A new tensor over `storage` (a reference is taken). Checks that the view lies inside it. */
 int asen_tensor_view(asen_storage *storage, asen_dtype dtype, int ndim, const int64_t *shape, const int64_t *stride,
                      int64_t offset, asen_tensor **out);
-/* A new tensor of the same storage and view, without a history. */
+/* A new tensor of the same storage and view, without a history, and no view to whoever records. */
 int asen_tensor_detach(const asen_tensor *tensor, asen_tensor **out);
 asen_tensor *asen_tensor_retain(asen_tensor *tensor);
 void asen_tensor_release(asen_tensor *tensor); /* NULL is fine */
@@ -69,6 +74,8 @@ static inline size_t asen_tensor_bytes(const asen_tensor *t)
     return (size_t)asen_tensor_count(t) * asen_dtype_size(t->dtype);
 }
 bool asen_tensor_is_dense(const asen_tensor *tensor); /* in the canonical layout, without holes */
+/* Whether two indices may mean one element (expanded dims; strides that run into one another). */
+bool asen_tensor_overlaps_itself(const asen_tensor *tensor);
 bool asen_tensor_same_shape(const asen_tensor *a, const asen_tensor *b);
 void asen_dense_strides(int ndim, const int64_t *shape, int64_t *stride);
 

@@ -102,15 +102,15 @@ int asen_op_run_used(asen_op op, asen_tensor *const *in, int n_in, asen_attrs *a
         status = asen_attrs_normalise(op, in, n_in, attrs);
     if (status == ASEN_OK)
         status = check_written_inputs(op, in, attrs);
-    if (status == ASEN_OK)
-        status = dispatch(op, in, n_in, attrs, device, used, out, n_out);
     if (status == ASEN_OK) {
-        if (op == ASEN_OP_batch_norm && attrs->batch_norm.training) {
+        status = dispatch(op, in, n_in, attrs, device, used, out, n_out);
+        if (op == ASEN_OP_batch_norm && attrs->batch_norm.training) { /* also where it failed half way */
             asen_storage_written(in[3]->storage);
             asen_storage_written(in[4]->storage);
         }
-        return ASEN_OK;
     }
+    if (status == ASEN_OK)
+        return ASEN_OK;
     asen_fail_prefix("%s", asen_op_get(op)->name);
     for (int k = 0; k < ASEN_MAX_OUT; k++) {
         asen_tensor_release(out[k]);

@@ -84,56 +84,117 @@ static int prepare(asen_tensor *target, asen_tensor *source, asen_tensor **out)
     return status;
 }
 
+/* The first byte of a tensor's elements, and the first after them. */
+static void extent(const asen_tensor *t, const char **begin, const char **end)
+{
+    int64_t low = 0, high = 0;
+    for (int d = 0; d < t->ndim; d++) {
+        int64_t reach = (t->shape[d] - 1) * t->stride[d];
+        low += reach < 0 ? reach : 0;
+        high += reach > 0 ? reach : 0;
+    }
+    *begin = (const char *)asen_tensor_data(t) + low * (int64_t)asen_dtype_size(t->dtype);
+    *end = (const char *)asen_tensor_data(t) + (high + 1) * (int64_t)asen_dtype_size(t->dtype);
+}
+
+/* By address: two storages may wrap one array. */
+static bool may_overlap(const asen_tensor *a, const asen_tensor *b)
+{
+    const char *a_begin, *a_end, *b_begin, *b_end;
+    if (a->storage->device != b->storage->device || asen_tensor_count(a) == 0 || asen_tensor_count(b) == 0)
+        return false;
+    extent(a, &a_begin, &a_end);
+    extent(b, &b_begin, &b_end);
+    return a_begin < b_end && b_begin < a_end;
+}
+
+static int clone(asen_tensor *x, asen_tensor **out)
+{
+    const asen_attrs same = {.copy = {.dtype = x->dtype}};
+    return asen_op_run1(ASEN_OP_copy, &x, 1, &same, out);
+}
+
+/* `dense` becomes a copy of itself on another device. */
+static int move(asen_tensor **dense, asen_device *to)
+{
+    asen_tensor *moved;
+    int status = asen_tensor_new(to, (*dense)->dtype, (*dense)->ndim, (*dense)->shape, &moved);
+    if (status != ASEN_OK)
+        return status;
+    status = asen_tensor_copy_into(moved, *dense);
+    asen_tensor_release(status == ASEN_OK ? *dense : moved);
+    if (status == ASEN_OK)
+        *dense = moved;
+    return status;
+}
+
+/* Between dense tensors of one shape and dtype. */
+static int copy_dense(asen_tensor *target, asen_tensor *dense)
+{
+    asen_device *to = target->storage->device, *from = dense->storage->device;
+    const asen_memory *m = from->memory->host_memory ? to->memory : from->memory;
+    asen_copy_kind kind = to == from || (to->memory->host_memory && from->memory->host_memory) ? ASEN_DEVICE_TO_DEVICE
+                          : from->memory->host_memory                                          ? ASEN_HOST_TO_DEVICE
+                                                                                               : ASEN_DEVICE_TO_HOST;
+    if (to != from && !to->memory->host_memory && !from->memory->host_memory) { /* through the host */
+        asen_tensor *here = asen_tensor_retain(dense);
+        int status = move(&here, asen_device_cpu());
+        if (status == ASEN_OK)
+            status = copy_dense(target, here);
+        asen_tensor_release(here);
+        return status;
+    }
+    return m->copy(m->self, asen_tensor_data(target), asen_tensor_data(dense), asen_tensor_bytes(target), kind);
+}
+
+static int copy_strided(asen_tensor *target, asen_tensor *dense)
+{
+    asen_device *to = target->storage->device;
+    if (to->backend->write_strided == NULL)
+        return asen_fail(ASEN_ERR_UNSUPPORTED, "cannot write into a strided view on %s", to->name);
+    return to->backend->write_strided(to->backend->self, target, dense);
+}
+
+static int write_into(asen_tensor *target, asen_tensor *source)
+{
+    asen_tensor *dense = NULL, *own;
+    bool whole = asen_tensor_is_dense(target);
+    int status = prepare(target, source, &dense);
+    if (status == ASEN_OK && !whole && dense->storage->device != target->storage->device)
+        status = move(&dense, target->storage->device);
+    if (status == ASEN_OK && may_overlap(target, dense)) {
+        status = clone(dense, &own);
+        if (status == ASEN_OK) {
+            asen_tensor_release(dense);
+            dense = own;
+        }
+    }
+    if (status == ASEN_OK) {
+        status = whole ? copy_dense(target, dense) : copy_strided(target, dense);
+        asen_storage_written(target->storage);
+    }
+    asen_tensor_release(dense);
+    return status;
+}
+
 int asen_tensor_copy_into(asen_tensor *target, asen_tensor *source)
 {
-    asen_device *to = target->storage->device, *from = source->storage->device;
-    asen_tensor *dense = NULL, *moved = NULL;
-    int status = prepare(target, source, &dense);
+    if (asen_tensor_overlaps_itself(target))
+        return asen_fail(ASEN_ERR_VALUE, "the elements of this view of shape %s lie on one another (it was expanded), so "
+                         "what a write leaves would depend on its order: clone() it first", ASEN_SHAPE_TEXT(target));
+    return write_into(target, source);
+}
+
+int asen_tensor_fill_with(asen_tensor *target, asen_tensor *value)
+{
+    asen_tensor *once;
+    int64_t shape[ASEN_MAX_DIMS];
+    for (int d = 0; d < target->ndim; d++)
+        shape[d] = target->stride[d] == 0 && target->shape[d] > 1 ? 1 : target->shape[d];
+    int status = asen_tensor_view(target->storage, target->dtype, target->ndim, shape, target->stride, target->offset, &once);
     if (status != ASEN_OK)
-        goto done;
-    size_t bytes = asen_tensor_bytes(target);
-    if (!asen_tensor_is_dense(target)) {
-        if (to != from) {
-            status = asen_tensor_new(to, dense->dtype, dense->ndim, dense->shape, &moved);
-            if (status == ASEN_OK)
-                status = asen_tensor_copy_into(moved, dense);
-            if (status != ASEN_OK)
-                goto done;
-            asen_tensor_release(dense);
-            dense = moved;
-            moved = NULL;
-        }
-        if (dense->storage == target->storage) { /* they may overlap */
-            asen_attrs same = {.copy = {.dtype = dense->dtype}};
-            status = asen_op_run1(ASEN_OP_copy, &dense, 1, &same, &moved);
-            if (status != ASEN_OK)
-                goto done;
-            asen_tensor_release(dense);
-            dense = moved;
-            moved = NULL;
-        }
-        status = to->backend->write_strided == NULL
-                     ? asen_fail(ASEN_ERR_UNSUPPORTED, "cannot write into a strided view on %s", to->name)
-                     : to->backend->write_strided(to->backend->self, target, dense);
-    } else if (to == from || (to->memory->host_memory && from->memory->host_memory)) {
-        status = to->memory->copy(to->memory->self, asen_tensor_data(target), asen_tensor_data(dense), bytes,
-                                   ASEN_DEVICE_TO_DEVICE);
-    } else if (from->memory->host_memory) {
-        status = to->memory->copy(to->memory->self, asen_tensor_data(target), asen_tensor_data(dense), bytes,
-                                   ASEN_HOST_TO_DEVICE);
-    } else if (to->memory->host_memory) {
-        status = from->memory->copy(from->memory->self, asen_tensor_data(target), asen_tensor_data(dense), bytes,
-                                     ASEN_DEVICE_TO_HOST);
-    } else { /* between two devices: through the host */
-        status = asen_tensor_new(asen_device_cpu(), target->dtype, target->ndim, target->shape, &moved);
-        if (status == ASEN_OK)
-            status = asen_tensor_copy_into(moved, dense);
-        if (status == ASEN_OK)
-            status = asen_tensor_copy_into(target, moved);
-    }
-    asen_storage_written(target->storage);
-done:
-    asen_tensor_release(dense);
-    asen_tensor_release(moved);
+        return status;
+    status = write_into(once, value);
+    asen_tensor_release(once);
     return status;
 }

@@ -7,8 +7,11 @@
 /* A new dense tensor of one value (rounded to a floating dtype; an error where integers lack it). */
 int asen_tensor_full(asen_device *device, asen_dtype dtype, int ndim, const int64_t *shape, double value,
                      asen_tensor **out);
-/* Copies `source` (any layout, dtype and device; broadcast) into `target` in place. */
+/* Copies `source` (any layout, dtype and device; broadcast) into `target` in place. They may share memory; a
+ * target whose elements lie on one another is refused. */
 int asen_tensor_copy_into(asen_tensor *target, asen_tensor *source);
+/* Sets every element of `target` to the one element of `value`. */
+int asen_tensor_fill_with(asen_tensor *target, asen_tensor *value);
 /* A new dense tensor of the same values (or the same tensor retained, where it is dense already). */
 int asen_tensor_to_dense(asen_tensor *tensor, asen_tensor **out);
 

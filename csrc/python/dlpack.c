@@ -50,7 +50,7 @@ static void capsule_delete(PyObject *capsule)
 PyObject *asen_py_dlpack(PyObject *self)
 {
     asen_tensor *t = ((asen_py_tensor *)self)->tensor, *detached;
-    if (asen_tensor_has_history(t)) {
+    if (asen_tape_wants_grad(t)) {
         PyErr_SetString(PyExc_BufferError, "DLPack: a tensor that requires a gradient: call detach() first");
         return NULL;
     }

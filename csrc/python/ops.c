@@ -98,6 +98,7 @@ typedef struct {
     PyObject *held;       /* owned: the tuple that some of them come from, or NULL */
     asen_attrs attrs;
     bool given[ASEN_SCHEMA_MAX];
+    bool in_place; /* the first tensor becomes the result */
     PyObject *few_objects[FEW];
     asen_tensor *few_tensors[2 * FEW];
     void *memory; /* owned: of the arrays, where FEW is not enough */
@@ -257,13 +258,18 @@ static PyObject *call_run(asen_py_state *state, call_state *call)
         if (call->tensor[i] != NULL)
             asen_tensor_retain(call->tensor[i]);
     PyThreadState *thread = is_short(call->tensor, call->n) ? NULL : PyEval_SaveThread();
-    status = asen_op_apply(call->op, call->tensor, call->n, &call->attrs, out, &n_out);
+    if (call->in_place)
+        status = asen_inplace_apply(call->op, call->tensor, call->n, &call->attrs);
+    else
+        status = asen_op_apply(call->op, call->tensor, call->n, &call->attrs, out, &n_out);
     for (int i = 0; i < call->n; i++)
         asen_tensor_release(call->tensor[i]);
     if (thread != NULL)
         PyEval_RestoreThread(thread);
     if (status != ASEN_OK)
         return asen_py_raise(status);
+    if (call->in_place)
+        return Py_NewRef(call->object[0]);
     if (n_out == 1)
         return asen_py_wrap(state, out[0]);
     PyObject *result = PyTuple_New(n_out);
@@ -437,7 +443,7 @@ static int op_by_name(PyObject *name)
     return -1;
 }
 
-static PyObject *apply(PyObject *module, PyObject *args)
+static PyObject *apply_by_name(PyObject *module, PyObject *args, bool in_place)
 {
     PyObject *name, *tensors, *attrs = NULL, *mine = NULL, *key, *value, *result = NULL;
     Py_ssize_t position = 0;
@@ -449,8 +455,13 @@ static PyObject *apply(PyObject *module, PyObject *args)
     if (op < 0)
         return NULL;
     call_init(call, (asen_op)op);
+    call->in_place = in_place;
     if (give_sequence(call, tensors) < 0)
         goto done;
+    if (in_place && (call->n == 0 || !asen_py_is_tensor(state, call->object[0]))) {
+        call_error(call, "%s in place: the first argument must be a Tensor%s", "");
+        goto done;
+    }
     if (attrs != NULL && (mine = PyDict_Copy(attrs)) == NULL) /* a dict of our own: values run code of theirs */
         goto done;
     while (mine != NULL && PyDict_Next(mine, &position, &key, &value)) {
@@ -468,6 +479,9 @@ done:
     Py_XDECREF(mine);
     return result;
 }
+
+static PyObject *apply(PyObject *module, PyObject *args) { return apply_by_name(module, args, false); }
+static PyObject *apply_(PyObject *module, PyObject *args) { return apply_by_name(module, args, true); }
 
 static PyObject *op_specs(PyObject *module, PyObject *unused)
 {
@@ -487,6 +501,9 @@ static PyObject *op_specs(PyObject *module, PyObject *unused)
 
 static PyMethodDef module_methods[] = {
     {"apply", apply, METH_VARARGS, "apply(name, tensors, attrs={}): any op of the table by name; absent inputs are None."},
+    {"apply_", apply_, METH_VARARGS,
+     "apply_(name, tensors, attrs={}): any op by name, in place: the first tensor becomes the (first) result, as part of "
+     "the graph where that is recorded, and is returned."},
     {"op_specs", op_specs, METH_NOARGS, "The rows of the op table as dicts: what the tests run over."},
     {NULL},
 };

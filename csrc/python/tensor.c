@@ -124,13 +124,10 @@ static PyObject *get_device(PyObject *self, void *closure)
 {
     return PyUnicode_FromString(self_tensor(self)->storage->device->name);
 }
-static PyObject *get_requires_grad(PyObject *self, void *closure) { return PyBool_FromLong(asen_tensor_has_history(self_tensor(self))); }
+static PyObject *get_requires_grad(PyObject *self, void *closure) { return PyBool_FromLong(asen_tape_wants_grad(self_tensor(self))); }
 static PyObject *get_is_leaf(PyObject *self, void *closure)
 {
-    asen_node *node = asen_tensor_node(self_tensor(self), NULL);
-    bool leaf = node == NULL || node->leaf;
-    asen_node_release(node);
-    return PyBool_FromLong(leaf);
+    return PyBool_FromLong(asen_tape_is_leaf(self_tensor(self)));
 }
 
 static PyObject *get_version(PyObject *self, void *closure)
@@ -240,7 +237,7 @@ static PyObject *to_host(PyObject *self)
 
 static PyObject *to_numpy(PyObject *self, bool writable)
 {
-    if (asen_tensor_has_history(self_tensor(self))) {
+    if (asen_tape_wants_grad(self_tensor(self))) {
         PyErr_SetString(PyExc_RuntimeError, "numpy() of a tensor that requires a gradient: call detach() first");
         return NULL;
     }
@@ -398,7 +395,7 @@ static PyObject *method_copy_(PyObject *self, PyObject *source)
         return NULL;
     int status;
     Py_BEGIN_ALLOW_THREADS
-    status = asen_tensor_copy_into(self_tensor(self), self_tensor(given));
+    status = asen_inplace_copy(self_tensor(self), self_tensor(given));
     Py_END_ALLOW_THREADS
     Py_DECREF(given);
     return status == ASEN_OK ? Py_NewRef(self) : asen_py_raise(status);
@@ -412,7 +409,7 @@ static PyObject *method_fill_(PyObject *self, PyObject *value)
         return NULL;
     int status = asen_tensor_full(tensor->storage->device, tensor->dtype, 0, NULL, x, &full);
     if (status == ASEN_OK) {
-        status = asen_tensor_copy_into(tensor, full);
+        status = asen_inplace_fill(tensor, full);
         asen_tensor_release(full);
     }
     return status == ASEN_OK ? Py_NewRef(self) : asen_py_raise(status);
@@ -494,7 +491,7 @@ static PyObject *method_dlpack(PyObject *self, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_BufferError, "DLPack: only the CPU, device (1, 0), is offered");
         return NULL;
     }
-    if (copy != Py_True || asen_tensor_has_history(self_tensor(self))) /* a gradient is refused there */
+    if (copy != Py_True || asen_tape_wants_grad(self_tensor(self))) /* a gradient is refused there */
         return asen_py_dlpack(self);
     PyObject *clone = method_clone(self, NULL), *capsule = clone == NULL ? NULL : asen_py_dlpack(clone);
     Py_XDECREF(clone);
@@ -623,9 +620,7 @@ static PyObject *get_row(PyObject *self, Py_ssize_t i) /* iteration */
 static PyObject *repr(PyObject *self)
 {
     asen_tensor *t = self_tensor(self);
-    asen_node *node = asen_tensor_node(t, NULL);
-    const char *grad = node == NULL ? "" : node->leaf ? ", requires_grad=True" : ", grad_fn";
-    asen_node_release(node);
+    const char *grad = !asen_tape_wants_grad(t) ? "" : asen_tape_is_leaf(t) ? ", requires_grad=True" : ", grad_fn";
     PyObject *host = to_host(self), *array = NULL, *text = NULL, *result = NULL;
     if (host != NULL && t->dtype != ASEN_F16 && t->dtype != ASEN_BF16)
         array = asen_py_to_numpy(host, false);

@@ -2,6 +2,7 @@
 #ifndef ASEN_PY_TENSOR_H
 #define ASEN_PY_TENSOR_H
 
+#include "autograd/inplace.h"
 #include "autograd/record.h"
 #include "autograd/tape.h"
 #include "ops/backend.h"
