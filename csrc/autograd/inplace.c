@@ -1,7 +1,6 @@
 /* Writes in place, and the aliases they reach: see inplace.h. */
 #include "autograd/inplace.h"
 
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -149,34 +148,26 @@ static int aliases_new(asen_tensor *base)
     return ASEN_OK;
 }
 
-static void lock(asen_aliases *a)
-{
-    while (atomic_exchange_explicit(&a->busy, true, memory_order_acquire))
-        sched_yield();
-}
-
-static void unlock(asen_aliases *a) { atomic_store_explicit(&a->busy, false, memory_order_release); }
-
 /* The base's node by now: a new reference, or NULL. */
 static asen_node *base_node(asen_aliases *a, int *slot, uint64_t *rewrites)
 {
-    lock(a);
+    asen_history_lock(a);
     asen_node *node = a->node == NULL ? NULL : asen_node_retain(a->node);
     *slot = a->slot;
     *rewrites = a->rewrites;
-    unlock(a);
+    asen_history_unlock(a);
     return node;
 }
 
 /* Gives the base a node (or NULL), of which a reference is taken; returns the rewrites so far. */
 static uint64_t base_set(asen_aliases *a, asen_node *node, int slot, bool rewrite)
 {
-    lock(a);
+    asen_history_lock(a);
     asen_node *old = a->node;
     a->node = node == NULL ? NULL : asen_node_retain(node);
     a->slot = slot;
     uint64_t rewrites = a->rewrites += rewrite;
-    unlock(a);
+    asen_history_unlock(a);
     asen_node_release(old);
     return rewrites;
 }

@@ -32,8 +32,7 @@ int asen_inplace_fill(asen_tensor *self, asen_tensor *value);
 
 typedef struct asen_aliases {
     asen_history counted;            /* first, so that one is the other */
-    ASEN_ATOMIC(uint64_t) rewrites;  /* recorded writes in place */
-    ASEN_ATOMIC(bool) busy;          /* held for a few instructions: node, slot and rewrites change together */
+    ASEN_ATOMIC(uint64_t) rewrites;  /* recorded writes in place; changes together with node and slot, locked */
     asen_node *node;                 /* the base's, owned, or NULL; and its output */
     int slot;
     bool dense;                      /* the base is */

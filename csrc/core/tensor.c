@@ -194,11 +194,14 @@ static void stripe_lock(atomic_flag *busy)
 
 static void stripe_unlock(atomic_flag *busy) { atomic_flag_clear_explicit(busy, memory_order_release); }
 
-static atomic_flag *stripe_of(const asen_tensor *tensor)
+static atomic_flag *stripe_of(const void *object)
 {
-    uintptr_t at = (uintptr_t)tensor;
+    uintptr_t at = (uintptr_t)object;
     return &stripes[(at >> 6 ^ at >> 12) % STRIPES].busy;
 }
+
+void asen_history_lock(const void *object) { stripe_lock(stripe_of(object)); }
+void asen_history_unlock(const void *object) { stripe_unlock(stripe_of(object)); }
 
 void asen_histories_fork(asen_fork_phase phase)
 {

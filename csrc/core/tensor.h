@@ -51,6 +51,10 @@ asen_history *asen_tensor_history(const asen_tensor *tensor, int *slot);
 /* Replaces `before` (borrowed, or NULL) by `history` (or NULL), of which it takes a reference. False where the tensor
  * has another history than `before`. */
 bool asen_tensor_replace_history(asen_tensor *tensor, asen_history *before, asen_history *history, int slot);
+/* The lock behind those two, for other state that changes with histories: shared with other objects, to be held for a
+ * few instructions that take no other lock. */
+void asen_history_lock(const void *object);
+void asen_history_unlock(const void *object);
 void asen_histories_fork(asen_fork_phase phase); /* fork()'s handler */
 #ifndef __cplusplus
 /* Whether there is one at this moment. */

@@ -135,6 +135,7 @@ int asen_onednn_pack_get(const asen_call *call, asen_onednn_plan *plan, const as
     }
     pack->used_at = clock_ticks;
     if (!pack->filled || pack->edition != edition) { /* locked: a second thread that wants the same filter waits for it */
+        pack->filled = false; /* a child that is forked meanwhile finds it so */
         status = fill(call, plan, tensor, pack->data);
         pack->filled = !status;
         pack->edition = edition;
