@@ -23,10 +23,9 @@ enum { CUDA_DEVICE = 0 }; /* the GPU's number in this process */
 
 typedef struct cuda_state {
     cudaStream_t stream;
-    int sm;              /* compute capability, 90 for 9.0 */
+    int sm;                 /* compute capability, 90 for 9.0 */
     int multiprocessors;
-    size_t shared_limit; /* bytes of shared memory that a block may have without asking for more */
-    bool tf32;           /* options: float32 convolutions and matrix products may run as TF32 */
+    ASEN_ATOMIC(bool) tf32; /* options: float32 convolutions and matrix products may run as TF32 */
     struct cuda_fault *fault; /* host memory that kernels write into: see below */
     char name[256];
 } cuda_state;

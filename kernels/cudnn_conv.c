@@ -230,6 +230,8 @@ static int workspace_new(const operands *o, size_t *bytes, void **out)
         *bytes = most;
         return ASEN_OK;
     }
+    if (wanted > SMALL)
+        most = wanted; /* that much is not to be had any more, and asking costs all that is kept for reuse */
     return cuda_scratch_new(o->call, wanted, out);
 }
 

@@ -81,7 +81,6 @@ static int open_chosen(void)
     CUDA_OK(CUDA_CALL(cudaGetDeviceProperties(&properties, CUDA_DEVICE)));
     cuda.sm = 10 * properties.major + properties.minor;
     cuda.multiprocessors = properties.multiProcessorCount;
-    cuda.shared_limit = properties.sharedMemPerBlock;
     snprintf(cuda.name, sizeof cuda.name, "%s", properties.name);
     if (cuda.sm < OLDEST)
         return cuda_host.fail(ASEN_ERR_DEVICE, "%s has compute capability %d.%d, and 7.5 is the oldest that this build has kernels for",
@@ -152,12 +151,18 @@ int cuda_memory_info(void *self, size_t *free_bytes, size_t *total_bytes)
     return ASEN_OK;
 }
 
+/* The fault that is there, to one of the threads that ask. Kernels of other threads may run, and write the next one. */
+static bool fault_take(cuda_fault *out)
+{
+    *out = *(volatile cuda_fault *)cuda.fault;
+    return out->what != 0 && __atomic_exchange_n(&cuda.fault->what, 0, __ATOMIC_ACQ_REL) != 0;
+}
+
 int cuda_fault_check(void)
 {
-    cuda_fault fault = *(volatile cuda_fault *)cuda.fault;
-    if (fault.what == 0)
+    cuda_fault fault;
+    if (!fault_take(&fault))
         return ASEN_OK;
-    memset(cuda.fault, 0, sizeof *cuda.fault);
     static const char *const names[] = {
 #define OP(name, ...) #name,
 #define VIEW(name, ...) #name,
@@ -165,6 +170,8 @@ int cuda_fault_check(void)
     };
     if (fault.what == ASEN_OP_div + 1)
         return cuda_host.fail(ASEN_ERR_VALUE, "div: integer division by zero (found on the GPU: what was computed after it is not valid)");
+    if (fault.what < 0 || fault.what > ASEN_OP_COUNT || names[fault.what - 1] == NULL)
+        return cuda_host.fail(ASEN_ERR_DEVICE, "a kernel has overwritten memory that is not its own");
     return cuda_host.fail(ASEN_ERR_INDEX, "%s: an index is %lld, outside [0, %lld) (found on the GPU: what was computed after it is not valid)",
                           names[fault.what - 1], fault.value, fault.limit);
 }

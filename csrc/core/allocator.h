@@ -27,8 +27,8 @@ void asen_block_put(asen_allocator *allocator, void *data, size_t bytes);
 
 void asen_allocator_get_stats(asen_allocator *allocator, asen_memory_stats *out);
 void asen_allocator_reset_peak(asen_allocator *allocator); /* to the current use */
-/* Gives the cache back to the device, which must have finished its queued work; the most that was ever in use counts
- * from here. */
+/* Gives the cache back to the device, whose `free` waits for queued work; the most that was ever in use counts from
+ * here. */
 void asen_allocator_empty(asen_allocator *allocator);
 
 #endif
