@@ -238,6 +238,8 @@ int cuda_matmul_check_library(void)
 void cuda_matmul_forget(void)
 {
     pthread_mutex_lock(&lock);
+    if (handle != NULL && cudaStreamSynchronize(cuda.stream) != cudaSuccess) /* queued products use what the handle has */
+        cudaGetLastError(); /* whoever waits next is told */
     forget();
     if (handle != NULL)
         cublasLtDestroy(handle);

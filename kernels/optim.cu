@@ -268,8 +268,10 @@ static int unscale_and_wait(asen_dtype dtype, int64_t count, void *const *data, 
         CUDA_OK(CUDA_CALL(cudaHostAlloc(&made, sizeof *answer, cudaHostAllocMapped | cudaHostAllocPortable)));
     answer = (int *)made;
     *answer = 0;
-    CUDA_OK(unscale_any(dtype, count, data, length, factor));
-    CUDA_OK(cuda_synchronize(NULL));
+    int status = unscale_any(dtype, count, data, length, factor);
+    int waited = cuda_synchronize(NULL); /* in any case: kernels that were queued write the answer, and the next call's */
+    CUDA_OK(status);
+    CUDA_OK(waited);
     *finite = *(volatile int *)answer == 0;
     return ASEN_OK;
 }

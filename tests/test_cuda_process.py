@@ -449,3 +449,29 @@ else:
     raise AssertionError("it was tried a third time")
 assert right(step(4, "cuda"), 4)
 """, plugin, name, status)
+
+
+# ---- calls that fail half way ----
+
+def test_unscale_that_fails_half_way_leaves_no_answer_behind(plugin):
+    """Kernels of the failed call were queued, and write that something is not finite: not into the next call's answer."""
+    succeed("""
+import sys
+import numpy as np
+from asenpp import _asen, cuda
+from cudasim.sim import Simulator
+assert cuda.is_available(), cuda.why_not()
+simulator = Simulator(sys.argv[1], load=False)
+def tensors(value, count):
+    return [_asen.from_numpy(np.full(3, value, np.float32)).to("cuda") for _ in range(count)]
+bad, good = tensors(np.inf, 900), tensors(1.0, 3)
+cuda.synchronize()
+simulator.fail("cudaLaunchKernel", 2)
+try:
+    _asen.unscale(bad, 1.0)
+except RuntimeError as error:
+    assert "unscale_kernel" in str(error), error
+else:
+    raise AssertionError("one launch is enough: the test wants more tensors")
+assert _asen.unscale(good, 1.0) is True
+""", plugin)
