@@ -11,7 +11,7 @@ TEST_PACKAGES = $(VENV)/asenpp-test-packages
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DELETE_ON_ERROR:
-.PHONY: help system venv install fashion-mnist test-packages test lint sanitize forks fuzz cuda test-gpu sanitize-gpu \
+.PHONY: help system venv install fashion-mnist test-packages test lint sanitize tsan forks fuzz cuda test-gpu sanitize-gpu \
         cuda-packages test-sim cudnn-plans interrupts dev clean force
 
 help:           ## this list
@@ -29,6 +29,9 @@ lint: test-packages     ## compile the C core, warnings being errors (the plugin
 
 sanitize: test-packages ## run op, tensor and image tests under AddressSanitizer and UBSan
 	PYTHON=$(PY) sh tests/sanitize.sh
+
+tsan: test-packages     ## run threads that train, infer, load, save and switch under ThreadSanitizer (SECONDS=15)
+	PYTHON=$(PY) sh tests/tsan.sh $(or $(SECONDS),15)
 
 forks: test-packages    ## fork while threads compute; every child computes the same (FORKS=1000)
 	PYTHONPATH=. $(PY) tests/fork_kit.py --forks $(or $(FORKS),1000)
