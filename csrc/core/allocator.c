@@ -205,13 +205,15 @@ static chunk *used_take(asen_allocator *a, const void *data)
     return c;
 }
 
-/* The smallest free chunk of a kind that holds `bytes`, or NULL. */
+/* The smallest free chunk of a kind that holds `bytes`, of several the first in memory; or NULL. What is taken so depends
+ * on what is free alone, not on the order in which it came free, and repeated work comes to rest. */
 static chunk *best_fit(const asen_allocator *a, bool cold, size_t bytes)
 {
     chunk *best = NULL;
     for (int b = bin_of(bytes); b < BINS && best == NULL; b++)
         for (chunk *c = a->bin[cold][b]; c != NULL; c = c->next)
-            if (c->bytes >= bytes && (best == NULL || c->bytes < best->bytes))
+            if (c->bytes >= bytes && (best == NULL || c->bytes < best->bytes ||
+                                      (c->bytes == best->bytes && c->data < best->data)))
                 best = c;
     return best;
 }
