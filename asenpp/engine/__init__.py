@@ -5,6 +5,7 @@
     state.py       checkpoints, run folders    memory.py   whether it fits
     log.py         log lines, metrics.jsonl    run.py      device, threads, seeds
     stop.py        Ctrl-C                      command.py  the command line
+    weights.py     checkpoint, ImageNet, seed
 
 `train` and `evaluate` are loaded when they are first used.
 """

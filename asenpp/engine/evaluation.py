@@ -24,9 +24,10 @@ from .errors import EngineError, Interrupted
 from .log import MetricsFile, duration, get_logger, progress
 from .precision import Precision
 from .run import choose_device, make_loader, set_threads
-from .state import RunFolder, read, take_weights, thread_warning
+from .state import RunFolder, read, thread_warning
 from .step import Images, as_map
 from .stop import StopSignals
+from .weights import take_weights
 
 __all__ = ["evaluate", "Evaluation"]
 

@@ -24,8 +24,7 @@ from .. import _asen, checkpoint
 from ..checkpoint import CheckpointError
 from .errors import EngineError
 
-__all__ = ["RunFolder", "Position", "read", "take_weights", "python_random_state", "set_python_random_state",
-           "changed_keys"]
+__all__ = ["RunFolder", "Position", "read", "python_random_state", "set_python_random_state", "changed_keys", "flat"]
 
 LAST, BEST, METRICS = "checkpoint.pth.tar", "model_best.pth.tar", "metrics.jsonl"
 
@@ -93,25 +92,17 @@ def read(path: str) -> dict[str, Any]:
     return {"model": weights} if weights is state else {**state, "model": weights}
 
 
-# -- weights --------------------------------------------------------------------------------------
+# -- configurations ------------------------------------------------------------------------------
 
-# What decides the shapes of a model: when weights do not fit, these are compared first.
-_ARCHITECTURE = ("MODEL.TYPE", "MODEL.LOCAL.ENABLE", "MODEL.GLOBAL.BACKBONE.NAME", "MODEL.LOCAL.BACKBONE.NAME",
-                 "MODEL.EMBED_SIZE", "MODEL.ATTRIBUTE.EMBED_SIZE", "DATA.NUM_ATTRIBUTES", "HEAD.in_features",
-                 "HEAD.out_features", "MODEL.GLOBAL.ATTENTION.SPATIAL.ENABLE",
-                 "MODEL.GLOBAL.ATTENTION.SPATIAL.COMMON_EMBED_SIZE", "MODEL.GLOBAL.ATTENTION.CHANNEL.ENABLE",
-                 "MODEL.GLOBAL.ATTENTION.CHANNEL.REDUCTION_RATE",
-                 "MODEL.LOCAL.ATTENTION.SPATIAL.COMMON_EMBED_SIZE")
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A configuration as {"A.B.KEY": value}."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
         if hasattr(value, "items"):
-            flat.update(_flat(value, f"{prefix}{key}."))
+            found.update(flat(value, f"{prefix}{key}."))
         else:
-            flat[prefix + key] = list(value) if isinstance(value, (list, tuple)) else value
-    return flat
+            found[prefix + key] = list(value) if isinstance(value, (list, tuple)) else value
+    return found
 
 
 def changed_keys(cfg: Any, state: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -119,67 +110,8 @@ def changed_keys(cfg: Any, state: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     there = state.get("config")
     if not isinstance(there, dict):
         return {}
-    then, now = _flat(there), _flat(cfg)
+    then, now = flat(there), flat(cfg)
     return {key: (then[key], now[key]) for key in now if key in then and then[key] != now[key]}
-
-
-def _other_architecture(cfg: Any, state: dict[str, Any], path: str, what: str) -> CheckpointError:
-    changed = changed_keys(cfg, state)
-    differing = [f"{key} is {changed[key][0]} there and {changed[key][1]} here"
-                 for key in _ARCHITECTURE if key in changed]
-    why = "; ".join(differing) if differing else "check MODEL in the configuration"
-    return CheckpointError(f"{path}: is of another architecture: {what}; {why}")
-
-
-def take_weights(model: Any, state: dict[str, Any], path: str, cfg: Any, whole: bool) -> str:
-    """Loads the weights that the model has; returns a line that says how many were taken.
-
-    whole: every tensor of the model must be there (evaluation, and going on exactly); otherwise
-    absent ones keep their values (stage 2 from stage 1). A shape that differs, or nothing that
-    fits, is a CheckpointError.
-    """
-    weights, own = state["model"], model.state_dict()
-    for name, tensor in own.items():
-        if name in weights and tuple(getattr(weights[name], "shape", ())) != tuple(tensor.shape):
-            raise _other_architecture(
-                cfg, state, path, f"{name} is {_size(weights[name])} there, {_size(tensor)} here")
-    # The attribute table has a name in each branch; batch norm's counters are absent in old files.
-    given = {own[name]._memory for name in own if name in weights}
-    absent = [name for name in own if name not in weights and own[name]._memory not in given]
-    missing = [name for name in absent if not name.endswith("num_batches_tracked")]
-    ignored = [name for name in weights if name not in own]
-    taken = len(own) - len(absent)
-    if not taken:
-        raise _other_architecture(cfg, state, path, f"none of its {len(weights)} tensors is one of the model's "
-                                  f"(which begin with {next(iter(own))})")
-    if missing and whole:
-        raise _other_architecture(cfg, state, path, f"{len(missing)} of the model's {len(own)} tensors are not "
-                                  f"there, the first: {missing[0]}")
-    # A missing local branch is how stage 2 begins; but half a branch is an accident.
-    part = _partly_missing(own, weights, missing)
-    if part and _flat(state.get("config") or {}) and not whole:
-        raise _other_architecture(cfg, state, path, f"{part} is not there, though others of its part are")
-    model.load_state_dict({name: weights[name] for name in own if name in weights}, strict=False)
-    line = f"{path}: {taken} of the model's {len(own)} tensors taken"
-    if absent:
-        line += f", {len(absent)} not there and left as they are (the first: {absent[0]})"
-    if ignored:
-        line += f"; {len(ignored)} of the checkpoint's ignored (the first: {ignored[0]})"
-    return line
-
-
-def _size(tensor: Any) -> str:
-    return "×".join(map(str, getattr(tensor, "shape", ()))) or "a number"
-
-
-def _partly_missing(own: Any, weights: Any, missing: list[str]) -> str:
-    """The first missing tensor of a backbone or attention net of which others are there."""
-    def part(name: str) -> str:
-        return ".".join(name.split(".")[:name.split(".").index("choices") + 3]) if "choices" in name else ""
-
-    there = {part(name) for name in own if name in weights}
-    return next((name for name in missing if part(name) and part(name) in there
-                 and not part(name).endswith("attrnet")), "")
 
 
 # -- random states --------------------------------------------------------------------------------

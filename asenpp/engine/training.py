@@ -22,7 +22,6 @@ from .. import random as asen_random
 from ..data.checks import check_images, check_meta, skipped_values, usable_values
 from ..data.index import load_train
 from ..data.samplers import TripletBatch, TripletSampler
-from ..models import build_model
 from . import memory
 from .errors import EngineError, Interrupted
 from .evaluation import Evaluation
@@ -30,9 +29,10 @@ from .log import MetricsFile, get_logger, progress
 from .precision import Precision
 from .run import choose_device, make_loader, seed_everything, set_threads
 from .state import (Position, RunFolder, changed_keys, python_random_state, read, set_python_random_state,
-                    take_weights, thread_warning)
+                    thread_warning)
 from .step import TripletStep
 from .stop import StopSignals
+from .weights import initial_model
 
 __all__ = ["train"]
 
@@ -63,10 +63,10 @@ class _Trainer:
         self.sums: dict[str, float] = {}       # of the loss and its parts since the last line of the log
         self.result: dict[str, Any] | None = None
         state = None if resume is None else read(resume)
-        self.model = build_model(cfg, pretrained=state is None)
         self.exact = state is not None and state.get("name") == cfg.NAME and "optimizer" in state
-        if state is not None:
-            logger.info(take_weights(self.model, state, resume or "", cfg, whole=self.exact))
+        self.model, sources = initial_model(cfg, state, resume or "", whole=self.exact)
+        for line in sources:
+            logger.info(line)
         self.model.to(device=self.device)
         self.model.train()
         self.precision = Precision(cfg, self.device)

@@ -17,8 +17,9 @@ from ..data.index import DataError
 from ..engine.errors import EngineError
 from ..engine.precision import Precision
 from ..engine.run import choose_device, set_threads
-from ..engine.state import read, take_weights
+from ..engine.state import read
 from ..engine.step import Images
+from ..engine.weights import take_weights
 from ..models import build_model
 from ..transforms import GlobalTransform, decode
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from ..nn import LoadReport, Module
 from ..progress import bar
 
-__all__ = ["PretrainedError", "cache_folder", "fetch", "load_pretrained"]
+__all__ = ["PretrainedError", "cache_folder", "fetch", "load_pretrained", "pretrained_file"]
 
 FILES = {"resnet18": "resnet18-5c106cde.pth", "resnet34": "resnet34-333f7ec4.pth", "resnet50": "resnet50-19c8e357.pth"}
 BASE_URL = "https://download.pytorch.org/models/"
@@ -89,6 +89,11 @@ def _download(url: str, target: Path) -> None:
         raise
 
 
+def pretrained_file(kind: str, source: bool | str = True) -> Path:
+    """The local file of load_pretrained's source, fetched if need be. Raises PretrainedError."""
+    return fetch(BASE_URL + FILES[kind] if source is True else str(source))
+
+
 def load_pretrained(backbone: Module, kind: str, source: bool | str = True) -> LoadReport:
     """Gives a backbone the weights of a file.
 
@@ -98,7 +103,7 @@ def load_pretrained(backbone: Module, kind: str, source: bool | str = True) -> L
 
     Raises PretrainedError where the file cannot be had, cannot be read, or lacks weights.
     """
-    path = fetch(BASE_URL + FILES[kind] if source is True else str(source))
+    path = pretrained_file(kind, source)
     from ..checkpoint import load, weights
 
     try:
