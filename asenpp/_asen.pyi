@@ -457,6 +457,14 @@ def set_grad_enabled(on: bool, /) -> bool:
 def is_grad_enabled() -> bool:
     """Whether this thread records ops for backward."""
 
+def enter_mode(before: dict[int, list[Any]], read: Callable[[], Any], write: Callable[[Any], Any], value: Any = ...,
+               /) -> None:
+    """enter_mode(before, read, write[, value]): keeps what read() gives for this thread, then write(value)."""
+
+def leave_mode(before: dict[int, list[Any]], write: Callable[[Any], Any], kind: Any = ..., error: Any = ...,
+               trace: Any = ..., /) -> None:
+    """leave_mode(before, write, *exception): writes what enter_mode kept last."""
+
 def set_num_threads(count: int, /) -> None:
     """Threads for compute; 0: what affinity and the cgroup allow."""
 

@@ -14,6 +14,7 @@ pooling make of it, has 16 bits; the statistics of batch norm, linear layers, at
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Any
 
 from . import _asen
@@ -31,28 +32,17 @@ def autocast_dtype() -> str | None:
     return getattr(_state, "dtype", None)
 
 
-def _set_autocast_dtype(dtype: str | None) -> None:
-    _state.dtype = dtype
-
-
 class autocast(Mode):
     """`with autocast("float16"):` (or `@autocast("float16")`) convolutions compute in this dtype, in this thread.
 
     dtype: "float16" or "bfloat16". enabled: False changes nothing.
     """
 
-    _read = staticmethod(autocast_dtype)
-    _write = staticmethod(_set_autocast_dtype)
-
     def __init__(self, dtype: str, enabled: bool = True) -> None:
         if dtype not in _HALF:
             raise ValueError(f"autocast: a dtype of 16 bits is wanted, {' or '.join(_HALF)}, not {dtype!r}")
-        super().__init__()
-        self._dtype = dtype if enabled else None
-
-    @property
-    def _value(self) -> str | None:
-        return autocast_dtype() if self._dtype is None else self._dtype
+        super().__init__(partial(getattr, _state, "dtype", None), partial(setattr, _state, "dtype"),
+                         *([dtype] if enabled else []))
 
 
 def lowered(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:

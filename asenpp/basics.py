@@ -84,10 +84,6 @@ class no_grad(Mode):
     A decorated generator or coroutine records nothing while it runs; whoever resumes it is as before.
     """
 
-    _value = False
-    _read = staticmethod(_asen.is_grad_enabled)
-    _write = staticmethod(_asen.set_grad_enabled)
-
     def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
         mode = super().__new__(cls)
         if function is None:
@@ -96,7 +92,7 @@ class no_grad(Mode):
         return mode(function)
 
     def __init__(self, function: None = None) -> None:
-        super().__init__()
+        super().__init__(_asen.is_grad_enabled, _asen.set_grad_enabled, False)
 
 
 def manual_seed(seed: int) -> None:

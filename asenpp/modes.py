@@ -9,42 +9,33 @@ from __future__ import annotations
 
 import functools
 import inspect
-from _thread import get_ident
+import operator
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from . import _asen
 
 __all__ = ["Mode"]
 
 
 class Mode:
-    """A subclass says how to read the switch of this thread and how to set it, and to what (`_value`)."""
+    """read: gives the switch of this thread; write: sets it; value: to what (left out: it stays as it is).
 
-    _value: Any
-    _read: Callable[[], Any]
-    _write: Callable[[Any], Any]
+    Entering and leaving are one C call each, so that Ctrl-C finds the mode on within the block and nowhere else;
+    therefore `read` and `write` are to be C functions.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, read: Callable[[], Any], write: Callable[[Any], Any], *value: Any) -> None:
         self._before: dict[int, list[Any]] = {}     # by thread
+        self._enter = functools.partial(_asen.enter_mode, self._before, read, write, *value)
+        self._exit = functools.partial(_asen.leave_mode, self._before, write)
 
-    def __enter__(self) -> None:
-        before = self._read()
-        mine = self._before.setdefault(get_ident(), [])
-        mine.append(before)
-        try:
-            self._write(self._value)
-        except BaseException:       # a signal's, too: who does not enter, does not leave
-            mine.pop()
-            self._write(before)
-            raise
-
-    def __exit__(self, *exception: Any) -> None:
-        thread = get_ident()
-        mine = self._before.get(thread)
-        if not mine:                # a generator that was suspended within a block is closed by another thread
-            return
-        self._write(mine.pop())
-        if not mine:
-            self._before.pop(thread, None)
+    if TYPE_CHECKING:
+        def __enter__(self) -> None: ...
+        def __exit__(self, *exception: Any) -> None: ...
+    else:
+        __enter__ = property(operator.attrgetter("_enter"))
+        __exit__ = property(operator.attrgetter("_exit"))
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function with the mode on. TypeError for asynchronous generators."""

@@ -132,6 +132,8 @@ apply_(name: str, tensors: list[Any] | tuple[Any, ...], attrs: dict[str, Any] = 
 op_specs() -> list[dict[str, Any]]
 set_grad_enabled(on: bool, /) -> bool
 is_grad_enabled() -> bool
+enter_mode(before: dict[int, list[Any]], read: Callable[[], Any], write: Callable[[Any], Any], value: Any = ..., /) -> None
+leave_mode(before: dict[int, list[Any]], write: Callable[[Any], Any], kind: Any = ..., error: Any = ..., trace: Any = ..., /) -> None
 set_num_threads(count: int, /) -> None
 get_num_threads() -> int
 memory_stats(device: str = "cpu", /) -> dict[str, int]

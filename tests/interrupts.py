@@ -2,8 +2,8 @@
 
     python tests/interrupts.py --count 10000 --out build/interrupts.json
 
-Four kinds of work, all with threads of the loader beside: iterating over batches, cutting local crops, evaluating a
-model, closing while batches are made. After each interrupt the loader is closed, or used again and its batches
+Four kinds of work with threads of the loader beside: iterating over batches, cutting local crops, evaluating a
+model, closing while batches are made; and entering and leaving no_grad and autocast. After each interrupt the loader is closed, or used again and its batches
 compared. A hang ends the process with a traceback of all threads (WATCHDOG seconds). `every_instruction` raises from
 a trace function instead, at the first, second, ... instruction that the calling thread executes in asenpp and in the
 standard library; tests/test_interrupts.py does both in short.
@@ -242,6 +242,13 @@ class Campaign:
         next(iter(loader))
         loader.close()
 
+    def modes(self) -> None:
+        from asenpp import amp, no_grad
+
+        for _ in range(200):
+            with no_grad(), amp.autocast("bfloat16"):
+                pass
+
     def evaluating(self) -> None:
         self.evaluation.run(self.model)
 
@@ -273,17 +280,18 @@ class Campaign:
         for _ in range(3):
             work()
         typical = (time.monotonic() - began) / 3
-        hits = rounds = grad_off = 0
-        from asenpp import _asen
+        hits = rounds = left_on = 0
+        from asenpp import _asen, amp
 
         began, first = time.monotonic(), self.interrupter.hits
         while self.interrupter.hits - first < count:
             faulthandler.dump_traceback_later(WATCHDOG, exit=True)
             hits += self.interrupter.run(work, 1.5 * typical)
             rounds += 1
-            if not _asen.is_grad_enabled():
-                grad_off += 1
+            if not _asen.is_grad_enabled() or amp.autocast_dtype():
+                left_on += 1
                 _asen.set_grad_enabled(True)
+                amp._state.dtype = None
             if rounds % 20 == 0 and kind != "evaluating":   # as good as new, or closed
                 self.scenario.loader, self.loader, self.batch = self.loader, None, None
                 self.scenario.check()
@@ -297,10 +305,10 @@ class Campaign:
         expect_no_threads()
         faulthandler.cancel_dump_traceback_later()
         return {"interrupts": self.interrupter.hits - first, "rounds": rounds, "rounds_interrupted": hits,
-                "recording_left_off": grad_off, "seconds": round(time.monotonic() - began, 1)}
+                "modes_left_on": left_on, "seconds": round(time.monotonic() - began, 1)}
 
 
-KINDS = ("iterating", "crops", "closing", "evaluating")
+KINDS = ("iterating", "crops", "closing", "modes", "evaluating")
 
 
 def processor() -> str:

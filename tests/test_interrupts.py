@@ -36,8 +36,9 @@ def test_an_exception_at_each_instruction(scenario, workers):
 
 def test_interrupts_at_random_moments():
     result = interrupts("--count", 300)
-    assert set(result["kinds"]) == {"iterating", "crops", "closing", "evaluating"}
+    assert set(result["kinds"]) == {"iterating", "crops", "closing", "modes", "evaluating"}
     assert result["interrupts"] >= 300
+    assert [kind["modes_left_on"] for kind in result["kinds"].values()] == [0] * 5, "no_grad and autocast are left"
 
 
 def test_workers_do_what_is_submitted_and_end():

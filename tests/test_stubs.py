@@ -353,6 +353,8 @@ FUNCTION_CALLS = {
     "op_specs": [lambda: ()],
     "set_grad_enabled": [lambda: (True,)],
     "is_grad_enabled": [lambda: ()],
+    "enter_mode": [lambda: ({}, int, str, 2), lambda: ({}, int, str)],
+    "leave_mode": [lambda: ({}, str), lambda: ({}, str, None, None, None)],
     "set_num_threads": [lambda: (_asen.get_num_threads(),)],
     "get_num_threads": [lambda: ()],
     "memory_stats": [lambda: (), lambda: ("cpu",)],

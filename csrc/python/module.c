@@ -39,8 +39,8 @@ static int module_exec(PyObject *module)
 {
     static int (*const add[])(PyObject *) = {
         asen_py_add_config, asen_py_add_numpy,   asen_py_add_tensor,  asen_py_add_ops,
-        asen_py_add_dlpack, asen_py_add_runtime, asen_py_add_warn,    asen_py_add_metrics,
-        asen_py_add_image,
+        asen_py_add_dlpack, asen_py_add_runtime, asen_py_add_modes,   asen_py_add_warn,
+        asen_py_add_metrics, asen_py_add_image,
     };
     int status = asen_cpu_open();
     if (status == ASEN_OK)

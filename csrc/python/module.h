@@ -20,6 +20,7 @@ int asen_py_add_tensor(PyObject *module);
 int asen_py_add_ops(PyObject *module);
 int asen_py_add_dlpack(PyObject *module);
 int asen_py_add_runtime(PyObject *module);
+int asen_py_add_modes(PyObject *module);
 int asen_py_add_warn(PyObject *module);
 int asen_py_add_metrics(PyObject *module);
 int asen_py_add_image(PyObject *module);
