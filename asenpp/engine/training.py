@@ -80,8 +80,10 @@ class _Trainer:
         self.loader = make_loader(cfg, data.paths, self.device, keep_images=self.step.local)
 
     def close(self) -> None:
-        self.loader.close()
-        self.evaluation.loader.close()
+        try:
+            self.loader.close()
+        finally:
+            self.evaluation.loader.close()
 
     def _make_optimizer(self) -> Any:
         solver = self.cfg.SOLVER
