@@ -5,6 +5,7 @@ import ast
 import re
 import shutil
 import subprocess
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,50 @@ def test_the_reference_is_independent_of_what_it_judges():
     users = {path.relative_to(ROOT).parts[:-1] for path in [*SOURCES, *(ROOT / "kernels").glob("*.cu")]
              if "ops/elementwise.def" in includes(path)}
     assert users == {("csrc", "cpu", "fast"), ("kernels",)}
+
+
+FUNCTION = re.compile(r"^[a-zA-Z_][\w *]*?\b(\w+)\([^;{}]*?\)\s*[;{]", re.MULTILINE)
+MACRO = re.compile(r"^#\s*(?:define|undef) (\w+)", re.MULTILINE)
+FROM_OUTSIDE = {"PY_SSIZE_T_CLEAN"}  # Python's headers read it
+
+
+def unused_in_headers(files):
+    """Functions and macros of headers that no source names but to declare, define or undefine them. Names that a macro
+    pastes together count as used."""
+    code = {path: without_comments(text) for path, text in files.items()}
+    everything = "\n".join(code.values())
+    pasted = tuple(set(re.findall(r"\b(\w+)##", everything)))
+    words = Counter(re.findall(r"\w+", everything))
+    declared = Counter(FUNCTION.findall(everything) + MACRO.findall(everything))
+    found = []
+    for path, text in code.items():
+        if path.endswith((".h", ".cuh")):
+            names = set(FUNCTION.findall(text) + MACRO.findall(text)) - set(re.findall(r"#ifndef (\w+)", text)) - FROM_OUTSIDE
+            found += [f"{path}: {name}" for name in sorted(names)
+                      if words[name] <= declared[name] and not name.startswith(pasted)]
+    return found
+
+
+def test_headers_declare_only_what_is_used(files):
+    assert unused_in_headers(files) == []
+
+
+def test_an_unused_function_is_seen(files):
+    planted = {**files, "csrc/core/half.h": files["csrc/core/half.h"] + "static inline float twice(float x) { return x + x; }\n"}
+    assert unused_in_headers(planted) == ["csrc/core/half.h: twice"]
+
+
+def test_comments_name_files_that_exist(files):
+    """By path, or by the end of one: rules.c, autograd/rules.c."""
+    folders = ("csrc", "kernels", "asenpp", "tests", "docs")
+    there = [*ROOT.iterdir(), *(p for folder in folders for p in (ROOT / folder).rglob("*.*"))]
+    tracked = [p.relative_to(ROOT).as_posix() for p in there]
+    ends = {"/".join(path.split("/")[at:]) for path in tracked for at in range(path.count("/") + 1)}
+    outside = {"Python.h"}
+    for path, text in files.items():
+        for comment in re.findall(r"/\*.*?\*/|//[^\n]*", text, re.DOTALL):
+            for name in re.findall(r"\b[\w/]+\.(?:cuh?|cpp|[ch]|def|inc|py|md)\b", comment):
+                assert name in ends | outside, f"{path} speaks of {name}"
 
 
 @pytest.mark.parametrize("path, line", [("csrc/core/tensor.c", "autograd/tape.h"), ("csrc/ops/view.c", "autograd/record.h"),

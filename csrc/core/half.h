@@ -1,4 +1,4 @@
-/* float16 and bfloat16 as bits; rounding is to nearest even. */
+/* The bits of float16 and bfloat16 of a float, rounded to nearest even. */
 #ifndef ASEN_HALF_H
 #define ASEN_HALF_H
 
@@ -27,8 +27,6 @@ static inline uint16_t asen_bfloat_from_float(float x)
     return (uint16_t)((u + 0x7fffu + (u >> 16 & 1)) >> 16);
 }
 
-static inline float asen_bfloat_to_float(uint16_t h) { return asen_bits_float((uint32_t)h << 16); }
-
 static inline uint16_t asen_half_from_float(float x)
 {
     uint32_t u = asen_float_bits(x), sign = u >> 16 & 0x8000u, a = u & 0x7fffffffu;
@@ -42,18 +40,6 @@ static inline uint16_t asen_half_from_float(float x)
     }
     uint32_t r = a + 0xfffu + (a >> 13 & 1) - 0x38000000u;
     return (uint16_t)(sign | r >> 13);
-}
-
-static inline float asen_half_to_float(uint16_t h)
-{
-    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, e = h >> 10 & 31u, m = h & 0x3ffu;
-    if (e == 31)
-        return asen_bits_float(sign | 0x7f800000u | m << 13);
-    if (e == 0) {
-        float x = (float)m * 0x1p-24f;
-        return sign ? -x : x;
-    }
-    return asen_bits_float(sign | (e + 112u) << 23 | m << 13);
 }
 
 #endif
