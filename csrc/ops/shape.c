@@ -140,10 +140,20 @@ static int unary_float_rule(asen_tensor *const *in, asen_spec *out, int *n_out)
     return give_like(out, n_out, in[0]);
 }
 
+/* dy and what the tape kept, x or y */
+static int unary_grad_rule(asen_tensor *const *in, const char *saved, asen_spec *out, int *n_out)
+{
+    TRY(want_one_float(in, 2, NAMES("dy", saved)));
+    TRY(want_like("dy", in[0], saved, in[1]));
+    return give_like(out, n_out, in[1]);
+}
+
 #define BROADCAST(name)                                                                                                \
     RULE(name) { UNUSED(n_in), UNUSED(attrs); return broadcast_rule(in, out, n_out); }
 #define UNARY_FLOAT(name)                                                                                              \
     RULE(name) { UNUSED(n_in), UNUSED(attrs); return unary_float_rule(in, out, n_out); }
+#define UNARY_GRAD(name, saved)                                                                                        \
+    RULE(name) { UNUSED(n_in), UNUSED(attrs); return unary_grad_rule(in, saved, out, n_out); }
 #define UNARY_ANY(name)                                                                                                \
     RULE(name) { UNUSED(n_in), UNUSED(attrs); return give_like(out, n_out, in[0]); }
 
@@ -159,28 +169,14 @@ UNARY_FLOAT(pow)
 UNARY_ANY(relu)
 UNARY_FLOAT(tanh)
 UNARY_FLOAT(sigmoid)
+UNARY_GRAD(relu_grad, "y")
+UNARY_GRAD(clamp_grad, "x")
 
 RULE(clamp)
 {
     UNUSED(n_in);
     WANT(attrs->clamp.min <= attrs->clamp.max, "min %g is above max %g", attrs->clamp.min, attrs->clamp.max);
     return give_like(out, n_out, in[0]);
-}
-
-RULE(clamp_grad)
-{
-    UNUSED(n_in), UNUSED(attrs);
-    TRY(want_one_float(in, 2, NAMES("dy", "x")));
-    TRY(want_like("dy", in[0], "x", in[1]));
-    return give_like(out, n_out, in[1]);
-}
-
-RULE(relu_grad)
-{
-    UNUSED(n_in), UNUSED(attrs);
-    TRY(want_one_float(in, 2, NAMES("dy", "y")));
-    TRY(want_like("dy", in[0], "y", in[1]));
-    return give_like(out, n_out, in[1]);
 }
 
 RULE(copy)

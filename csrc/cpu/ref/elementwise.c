@@ -15,15 +15,15 @@ static void walk_inputs(const asen_call *call, ref_walk *walk)
     }
 }
 
-typedef struct range {
-    double min, max;
-} range;
+typedef struct parameters {
+    double first, second;
+} parameters;
 
-typedef double (*unary)(double x, range parameters);
-typedef double (*binary)(double a, double b, range parameters);
+typedef double (*unary)(double x, parameters p);
+typedef double (*binary)(double a, double b, parameters p);
 typedef int (*integer_binary)(int64_t a, int64_t b, int64_t *y);
 
-static int apply_unary(const asen_call *call, unary f, range parameters)
+static int apply_unary(const asen_call *call, unary f, parameters p)
 {
     if (!asen_ref_all_float(call))
         return ASEN_DECLINED;
@@ -31,11 +31,11 @@ static int apply_unary(const asen_call *call, unary f, range parameters)
     ref_walk walk;
     walk_inputs(call, &walk);
     for (int64_t i = 0; i < walk.count; i++, ref_walk_next(&walk))
-        ref_put(y, i, f(ref_get(x, walk.at[0]), parameters));
+        ref_put(y, i, f(ref_get(x, walk.at[0]), p));
     return ASEN_OK;
 }
 
-static int apply_binary(const asen_call *call, binary f, range parameters)
+static int apply_binary(const asen_call *call, binary f, parameters p)
 {
     if (!asen_ref_all_float(call))
         return ASEN_DECLINED;
@@ -43,7 +43,7 @@ static int apply_binary(const asen_call *call, binary f, range parameters)
     ref_walk walk;
     walk_inputs(call, &walk);
     for (int64_t i = 0; i < walk.count; i++, ref_walk_next(&walk))
-        ref_put(y, i, f(ref_get(a, walk.at[0]), ref_get(b, walk.at[1]), parameters));
+        ref_put(y, i, f(ref_get(a, walk.at[0]), ref_get(b, walk.at[1]), p));
     return ASEN_OK;
 }
 
@@ -67,18 +67,18 @@ static int apply_arithmetic(const asen_call *call, binary f, integer_binary g)
 {
     if (ref_is_int(call->out[0]) && ref_is_int(call->in[0]) && ref_is_int(call->in[1]))
         return apply_integer(call, g);
-    return apply_binary(call, f, (range){0, 0});
+    return apply_binary(call, f, (parameters){0, 0});
 }
 
-static const range none = {0, 0};
+static const parameters none = {0, 0};
 
 /* ---- arithmetic; integers wrap around, integer division rounds down as Python's // ---- */
 
-static double add(double a, double b, range p) { return a + b; }
-static double sub(double a, double b, range p) { return a - b; }
-static double mul(double a, double b, range p) { return a * b; }
-static double divide(double a, double b, range p) { return a / b; }
-static double neg(double x, range p) { return -x; }
+static double add(double a, double b, parameters p) { return a + b; }
+static double sub(double a, double b, parameters p) { return a - b; }
+static double mul(double a, double b, parameters p) { return a * b; }
+static double divide(double a, double b, parameters p) { return a / b; }
+static double neg(double x, parameters p) { return -x; }
 
 static int add_integer(int64_t a, int64_t b, int64_t *y)
 {
@@ -127,31 +127,31 @@ int ref_neg(const asen_call *call)
 
 /* ---- functions of one variable; NaN stays NaN ---- */
 
-static double exponential(double x, range p) { return exp(x); }
-static double logarithm(double x, range p) { return log(x); }
-static double root(double x, range p) { return sqrt(x); }
-static double power(double x, range p) { return pow(x, p.min); }
-static double clamp(double x, range p) { return x < p.min ? p.min : x > p.max ? p.max : x; }
-static double clamp_grad(double dy, double x, range p) { return x >= p.min && x <= p.max ? dy : 0; }
-static double relu(double x, range p) { return x <= 0 ? 0 : x; }
-static double relu_grad(double dy, double y, range p) { return y > 0 ? dy : 0; }
-static double hyperbolic_tangent(double x, range p) { return tanh(x); }
+static double exponential(double x, parameters p) { return exp(x); }
+static double logarithm(double x, parameters p) { return log(x); }
+static double root(double x, parameters p) { return sqrt(x); }
+static double power(double x, parameters p) { return pow(x, p.first); }
+static double clamp(double x, parameters p) { return x < p.first ? p.first : x > p.second ? p.second : x; }
+static double clamp_grad(double dy, double x, parameters p) { return x >= p.first && x <= p.second ? dy : 0; }
+static double relu(double x, parameters p) { return x <= 0 ? 0 : x; }
+static double relu_grad(double dy, double y, parameters p) { return y > 0 ? dy : 0; }
+static double hyperbolic_tangent(double x, parameters p) { return tanh(x); }
 
-static double sigmoid(double x, range p)
+static double sigmoid(double x, parameters p)
 {
     return x >= 0 ? 1 / (1 + exp(-x)) : exp(x) / (1 + exp(x)); /* no overflow on either side */
 }
 
 /* The bounds as the tensor's dtype holds them: a clamped value lies inside its own bounds. */
-static range clamp_range(asen_dtype dtype, double min, double max)
+static parameters clamp_range(asen_dtype dtype, double min, double max)
 {
-    return (range){ref_round(dtype, min), ref_round(dtype, max)};
+    return (parameters){ref_round(dtype, min), ref_round(dtype, max)};
 }
 
 int ref_exp(const asen_call *call) { return apply_unary(call, exponential, none); }
 int ref_log(const asen_call *call) { return apply_unary(call, logarithm, none); }
 int ref_sqrt(const asen_call *call) { return apply_unary(call, root, none); }
-int ref_pow(const asen_call *call) { return apply_unary(call, power, (range){call->attrs->pow.exponent, 0}); }
+int ref_pow(const asen_call *call) { return apply_unary(call, power, (parameters){call->attrs->pow.exponent, 0}); }
 int ref_relu(const asen_call *call) { return apply_unary(call, relu, none); }
 int ref_relu_grad(const asen_call *call) { return apply_binary(call, relu_grad, none); }
 int ref_tanh(const asen_call *call) { return apply_unary(call, hyperbolic_tangent, none); }
