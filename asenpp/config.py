@@ -540,9 +540,9 @@ class _Check:
 
     def all(self) -> None:
         for key in (*_POSITIVE, *_NOT_NEGATIVE):
-            value, least = self.get(key), int(key in _POSITIVE)
-            fine = value is not None and (value >= 0 if not least else value > 0)
-            self.need(fine, key, f"is {_shown(value)}: it must be {'more than 0' if least else '0 or more'}")
+            value, positive = self.get(key), key in _POSITIVE
+            fine = value is not None and (value >= 0 if not positive else value > 0)
+            self.need(fine, key, f"is {_shown(value)}: it must be {'more than 0' if positive else '0 or more'}")
         for key, choices in CHOICES.items():
             self.need(self.get(key) in choices, key, f"is {_shown(self.get(key))}: it must be {_either(choices)}")
         self.ranges()
@@ -558,11 +558,11 @@ class _Check:
                   f"is {_shown(beta)}: it weighs global against local features and must be in [0, 1]")
         self.need(margin is not None and 0 <= margin < math.pi, "HEAD.m",
                   f"is {_shown(margin)}: it is an angle in radians and must be in [0, pi)")
-        for key, least in (("INPUT.PIXEL_MEAN", -math.inf), ("INPUT.PIXEL_STD", 0.0)):
+        for key, lower in (("INPUT.PIXEL_MEAN", -math.inf), ("INPUT.PIXEL_STD", 0.0)):
             values = self.get(key)
             fine = len(values) == 3 and all(
-                type(v) in (int, float) and math.isfinite(v) and v > least for v in values)
-            self.need(fine, key, f"is {_shown(values)}: it must be three {'positive ' if least == 0 else ''}numbers, "
+                type(v) in (int, float) and math.isfinite(v) and v > lower for v in values)
+            self.need(fine, key, f"is {_shown(values)}: it must be three {'positive ' if lower == 0 else ''}numbers, "
                                  "for red, green and blue (in lists, write 1.0e-4 for 1e-4)")
         root = self.get("DATA.IMAGE_ROOT") or ""
         unknown = [field for field in re.findall(r"\{.*?\}", root) if field != "{split}"]

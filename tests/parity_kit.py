@@ -130,11 +130,11 @@ def apart(ours, theirs, kind="", floor=1e-6):
     assert ours.keys() == theirs.keys()
     chosen = [what for what in theirs if what.startswith(kind)]
     assert chosen, kind
-    least = {k: floor * max(norm(theirs[w]) for w in chosen if w.startswith(k)) for k in {w.split()[0] for w in chosen}}
+    minimum = {k: floor * max(norm(theirs[w]) for w in chosen if w.startswith(k)) for k in {w.split()[0] for w in chosen}}
     found = {}
     for what in chosen:
         assert ours[what].shape == theirs[what].shape, what
-        found[what] = norm(ours[what] - theirs[what]) / max(norm(theirs[what]), least[what.split()[0]], 1e-300)
+        found[what] = norm(ours[what] - theirs[what]) / max(norm(theirs[what]), minimum[what.split()[0]], 1e-300)
     return found
 
 

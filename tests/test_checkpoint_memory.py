@@ -125,9 +125,9 @@ READ = [("zip", "writable=True"), ("safetensors", "writable=True"), ("zip, big-e
 def test_no_file_is_in_memory_twice(tmp_path, kind, options):
     """256 MB load within that and 24 MB; where they are read into memory, not with less."""
     WRITERS[kind](tmp_path / "file", SIZE)
-    room = SIZE if (kind, options) in MAPPED or kind == "safetensors" else 2 * SIZE  # the map and the memory
+    budget = SIZE if (kind, options) in MAPPED or kind == "safetensors" else 2 * SIZE  # the map and the memory
     body = f"""
-limit({room + SLACK})
+limit({budget + SLACK})
 got = checkpoint.load(file, {options})
 value = got[{KEY!r}]
 assert value.nbytes == {SIZE} and value.dtype.isnative and not value[::4096].any()
@@ -136,7 +136,7 @@ print("loaded")
     assert "loaded" in limited(tmp_path, body)
     if (kind, options) not in MAPPED:
         less = f"""
-limit({room - SLACK})
+limit({budget - SLACK})
 try:
     checkpoint.load(file, {options})
 except (MemoryError, OSError):

@@ -1,4 +1,4 @@
-"""The rooms of the CUDA plugin, held by reading its sources, and the built plugin where there is one. No GPU is needed."""
+"""The boundaries of the CUDA plugin, held by reading its sources, and the built plugin where there is one. No GPU is needed."""
 
 import re
 import shutil
@@ -59,7 +59,7 @@ def test_kernels_keep_to_what_the_simulation_knows(path):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.name)
-def test_headers_stay_behind_their_walls(path):
+def test_headers_stay_behind_their_boundaries(path):
     """cuDNN only in cudnn_*, cuBLASLt only in matmul.c, Python nowhere."""
     for name in includes(path):
         if "cudnn" in name and name != "cudnn_graph.h":

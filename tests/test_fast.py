@@ -143,15 +143,15 @@ def test_batch_norm_streams_an_output_of_many_megabytes():
                                [x, weight, bias, np.zeros(64, np.float32), np.ones(64, np.float32)], {"relu": 1})
     assert y.nbytes > 16 << 20
     exact = x.astype(np.float64)
-    center, spread = exact.mean((0, 2, 3), keepdims=True), exact.std((0, 2, 3), keepdims=True)
+    center, deviation = exact.mean((0, 2, 3), keepdims=True), exact.std((0, 2, 3), keepdims=True)
     per_channel = [v.astype(np.float64)[:, None, None] for v in (weight, bias)]
-    expected = np.maximum((exact - center) / np.sqrt(spread**2 + 1e-5) * per_channel[0] + per_channel[1], 0)
+    expected = np.maximum((exact - center) / np.sqrt(deviation**2 + 1e-5) * per_channel[0] + per_channel[1], 0)
     np.testing.assert_allclose(y, expected, atol=5e-6)
     (dx, _, _), _ = run("fast", np.float32, "batch_norm_grad", [x, x, y, weight, mean, invstd],
                         {"training": 1, "groups": 1, "relu": 1})
     g = np.where(y > 0, exact, 0)
-    norm = (exact - center) / np.sqrt(spread**2 + 1e-5)
-    expected = per_channel[0] / np.sqrt(spread**2 + 1e-5) * (
+    norm = (exact - center) / np.sqrt(deviation**2 + 1e-5)
+    expected = per_channel[0] / np.sqrt(deviation**2 + 1e-5) * (
         g - g.mean((0, 2, 3), keepdims=True) - norm * (g * norm).mean((0, 2, 3), keepdims=True))
     np.testing.assert_allclose(dx, expected, atol=1e-5)
 

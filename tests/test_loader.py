@@ -163,13 +163,13 @@ def test_decoded_bytes_stay_within_the_bound(paths):
     """The bound holds for all that is made ahead; only the batch that is due may go past it."""
     sizes = [decode(p).nbytes for p in paths]
     batches = [[i, i + 1] for i in range(0, COUNT, 2)]
-    most = max(sum(sizes[i] for i in batch) for batch in batches)
-    for bound in (1, 2 * most, 5 * most):
+    largest = max(sum(sizes[i] for i in batch) for batch in batches)
+    for bound in (1, 2 * largest, 5 * largest):
         with BatchLoader(batches, paths, CFG, 3, prefetch=6, keep_images=True, max_decoded_bytes=bound,
                          cache_bytes=0) as loader:
             list(loader)
             # the caller's batch and the one that is due, or what fits the bound
-            assert 0 < loader.stats()["decoded_bytes_peak"] <= max(2 * most, bound + most)
+            assert 0 < loader.stats()["decoded_bytes_peak"] <= max(2 * largest, bound + largest)
     with BatchLoader(batches, paths, CFG, 3, prefetch=6, max_decoded_bytes=1 << 30, cache_bytes=0) as loader:
         list(loader)
         assert loader.stats()["decoded_bytes_peak"] <= 3 * max(sizes), "without keep_images one a thread"

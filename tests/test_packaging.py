@@ -23,13 +23,13 @@ CLEAN["ASENPP_CUDA"] = "0"  # the plugin takes minutes; `make cuda` builds it
 
 def need_build_requirements():
     """Skip, visibly, where `pip install "asenpp[test]"` was not run: these tests use no network."""
-    for name, least in (("setuptools", 77), ("numpy", 2)):
+    for name, minimum in (("setuptools", 77), ("numpy", 2)):
         try:
             found = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             pytest.skip(f"building needs {name} here")
-        if int(found.split(".")[0]) < least:
-            pytest.skip(f"building needs {name} >= {least} here, not {found}")
+        if int(found.split(".")[0]) < minimum:
+            pytest.skip(f"building needs {name} >= {minimum} here, not {found}")
 
 
 def copy_tree(target, parts=PARTS):

@@ -147,10 +147,10 @@ def prepare(out: str | Path, source: str | Path | None = None, train: int | None
     """
     out = Path(out)
     classes = len(CATEGORIES)
-    for what, count, least in (("train", train, 2 * classes), ("valid", valid, 2 * classes),
-                               ("test", test, 2 * classes)):
-        if count is not None and count < least:
-            raise DataError(f"--{what} {count}: at least {least} are needed, two of each class")
+    for what, count, minimum in (("train", train, 2 * classes), ("valid", valid, 2 * classes),
+                                 ("test", test, 2 * classes)):
+        if count is not None and count < minimum:
+            raise DataError(f"--{what} {count}: at least {minimum} are needed, two of each class")
     made_by = {"command": "fashion_mnist", "version": 1, "train": train, "valid": valid, "test": test}
     if check_target(out, made_by, force):
         if not quiet:

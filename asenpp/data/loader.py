@@ -310,11 +310,11 @@ class BatchLoader:
         again = []
         with self._lock:
             decoded = self._decoded()
-            room = self.max_decoded_bytes - decoded
+            free = self.max_decoded_bytes - decoded
             for chunk in sorted(self._parked.copy(), key=lambda c: c.work.number):
                 due, stopped = chunk.work.number <= chunk.work.run.due, chunk.work.run.stopped
-                if due or stopped or chunk.size <= room or (decoded == 0 and not again):
-                    room -= chunk.size
+                if due or stopped or chunk.size <= free or (decoded == 0 and not again):
+                    free -= chunk.size
                     again.append(chunk)
                     try:
                         self._parked.remove(chunk)

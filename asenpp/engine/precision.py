@@ -19,7 +19,7 @@ from .errors import EngineError
 __all__ = ["Precision"]
 
 _DTYPE = {"bf16": "bfloat16", "fp16": "float16"}
-_MOST_SKIPPED = 50      # steps left out in a row, after which a training has failed
+_MAX_SKIPPED = 50      # steps left out in a row, after which a training has failed
 
 
 class Precision:
@@ -45,7 +45,7 @@ class Precision:
         # Here the gradients are complete: the place for whatever several machines exchange.
         done = self.scaler.step(optimizer)
         self.scaler.update()
-        if self.scaler.skipped_in_a_row > _MOST_SKIPPED:
+        if self.scaler.skipped_in_a_row > _MAX_SKIPPED:
             raise EngineError(f"{self.scaler.skipped_in_a_row} steps in a row had gradients that are not finite (SOLVER.AMP "
                               f"{self.mode}, scale {self.scaler.get_scale():g}); nothing was saved over the last "
                               "checkpoint. --opts SOLVER.AMP off computes in float32")

@@ -131,7 +131,7 @@ int asen_map_resize(const float *map, int64_t height, int64_t width, float *out,
 }
 
 /* Raises the column's greatest values, and returns the row's extremes. */
-static void scan_row(const float *restrict row, int64_t stride, float *restrict columns, float *most, float *least)
+static void scan_row(const float *restrict row, int64_t stride, float *restrict columns, float *max, float *min)
 {
     float high[BLOCK], low[BLOCK];
     memcpy(high, row, sizeof high);
@@ -143,11 +143,11 @@ static void scan_row(const float *restrict row, int64_t stride, float *restrict 
             high[k] = v > high[k] ? v : high[k];
             low[k] = v < low[k] ? v : low[k];
         }
-    *most = high[0];
-    *least = low[0];
+    *max = high[0];
+    *min = low[0];
     for (int k = 1; k < BLOCK; k++) {
-        *most = high[k] > *most ? high[k] : *most;
-        *least = low[k] < *least ? low[k] : *least;
+        *max = high[k] > *max ? high[k] : *max;
+        *min = low[k] < *min ? low[k] : *min;
     }
 }
 
@@ -197,10 +197,10 @@ static int box_in_map(const resizer *r, int64_t size, double threshold, float *g
     for (int64_t x = 0; x < r->stride; x++)
         columns[x] = -INFINITY;
     for (int64_t y = 0; y < size; y++) {
-        float least;
+        float min;
         make_row(r, y);
-        scan_row(r->row, r->stride, columns, &rows[y], &least);
-        low = least < low ? least : low;
+        scan_row(r->row, r->stride, columns, &rows[y], &min);
+        low = min < low ? min : low;
         high = rows[y] > high ? rows[y] : high;
     }
     float range = high - low;
@@ -210,9 +210,9 @@ static int box_in_map(const resizer *r, int64_t size, double threshold, float *g
         *box = (asen_image_box){0, 0, size};
         return ASEN_OK;
     }
-    double least_kept = floor(255.0 * threshold);
-    extent across = extent_of_kept(columns, size, low, range, least_kept);
-    extent down = extent_of_kept(rows, size, low, range, least_kept);
+    double min_kept = floor(255.0 * threshold);
+    extent across = extent_of_kept(columns, size, low, range, min_kept);
+    extent down = extent_of_kept(rows, size, low, range, min_kept);
     if (across.first < 0 || down.first < 0)
         return asen_fail(ASEN_ERR_VALUE, "INPUT.THRESHOLD %g keeps nothing of the attention map: set it below 1",
                          threshold);

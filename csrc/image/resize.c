@@ -76,9 +76,9 @@ static int axis_init(axis *a, int64_t in, int64_t out, int64_t first, int64_t co
     memset(a, 0, sizeof *a);
     double scale = (double)in / (double)out;
     double support = scale < 1.0 ? 1.0 : scale;
-    int64_t room = (int64_t)ceil(support) * 2 + 1;
+    int64_t window = (int64_t)ceil(support) * 2 + 1;
     a->count = count;
-    a->taps = (room + GROUP - 1) / GROUP * GROUP;
+    a->taps = (window + GROUP - 1) / GROUP * GROUP;
     a->start = malloc((size_t)count * 2 * sizeof *a->start);
     a->weight = calloc((size_t)(count * a->taps), sizeof *a->weight);
     double *scratch = malloc((size_t)a->taps * sizeof *scratch);

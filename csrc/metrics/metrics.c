@@ -42,7 +42,7 @@ static uint64_t key_f64(double score)
     return ~(bits ^ (bits >> 63 ? UINT64_MAX : UINT64_C(1) << 63));
 }
 
-/* Sorts `items` (count) by their high 32 bits, stably. `other` (count) is room; returns the one
+/* Sorts `items` (count) by their high 32 bits, stably. `other` (count) is scratch; returns the one
  * of the two that holds the result. */
 static uint64_t *sort_items(uint64_t *items, uint64_t *other, size_t count)
 {
@@ -70,7 +70,7 @@ static uint64_t *sort_items(uint64_t *items, uint64_t *other, size_t count)
     return items;
 }
 
-/* AP from a ranking (count) whose elements have bit 0 set where relevant. `ranks` (count) is room.
+/* AP from a ranking (count) whose elements have bit 0 set where relevant. `ranks` (count) is scratch.
  * The ranks of the relevant ones are gathered first, without a branch that a processor would
  * guess wrongly at every turn; then eight sums hide the latency of the divisions. */
 static double ranked_average_precision(const uint64_t *ranked, size_t count, uint32_t *ranks)
@@ -90,10 +90,10 @@ static double ranked_average_precision(const uint64_t *ranked, size_t count, uin
     return hits ? all / (double)hits : 0;
 }
 
-/* Indices by falling score in the low halves of the result, which lies in room (2 * count). */
-static int rank_f64(const double *scores, size_t count, uint64_t *room, uint64_t **ranked)
+/* Indices by falling score in the low halves of the result, which lies in scratch (2 * count). */
+static int rank_f64(const double *scores, size_t count, uint64_t *scratch, uint64_t **ranked)
 {
-    uint64_t *items = room, *other = room + count;
+    uint64_t *items = scratch, *other = scratch + count;
     if (count > UINT32_MAX)
         return asen_fail(ASEN_ERR_VALUE, "ranking: %zu scores are more than can be ranked", count);
     for (size_t i = 0; i < count; i++) {
@@ -112,30 +112,30 @@ static int rank_f64(const double *scores, size_t count, uint64_t *room, uint64_t
 
 int asen_metrics_rank(const double *scores, size_t count, int64_t *order)
 {
-    uint64_t *ranked, *room = malloc((count ? count : 1) * 2 * sizeof *room);
-    if (room == NULL)
+    uint64_t *ranked, *scratch = malloc((count ? count : 1) * 2 * sizeof *scratch);
+    if (scratch == NULL)
         return asen_fail(ASEN_ERR_MEMORY, "ranking: no memory for %zu scores", count);
-    int status = rank_f64(scores, count, room, &ranked);
+    int status = rank_f64(scores, count, scratch, &ranked);
     if (status == ASEN_OK)
         for (size_t i = 0; i < count; i++)
             order[i] = (int64_t)(ranked[i] & UINT32_MAX);
-    free(room);
+    free(scratch);
     return status;
 }
 
 int asen_metrics_average_precision(const double *scores, const uint8_t *relevant, size_t count, double *ap)
 {
-    uint64_t *ranked, *room = malloc((count ? count : 1) * 2 * sizeof *room);
+    uint64_t *ranked, *scratch = malloc((count ? count : 1) * 2 * sizeof *scratch);
     *ap = 0;
-    if (room == NULL)
+    if (scratch == NULL)
         return asen_fail(ASEN_ERR_MEMORY, "average_precision: no memory for %zu scores", count);
-    int status = rank_f64(scores, count, room, &ranked);
+    int status = rank_f64(scores, count, scratch, &ranked);
     if (status == ASEN_OK) {
         for (size_t i = 0; i < count; i++)
             ranked[i] = relevant[ranked[i] & UINT32_MAX] != 0;
-        *ap = ranked_average_precision(ranked, count, (uint32_t *)(ranked == room ? room + count : room));
+        *ap = ranked_average_precision(ranked, count, (uint32_t *)(ranked == scratch ? scratch + count : scratch));
     }
-    free(room);
+    free(scratch);
     return status;
 }
 
@@ -200,10 +200,10 @@ typedef struct {
 typedef struct {
     job *shared;
     pthread_t thread;
-    float *packed;    /* STRIP queries */
-    float *scores;    /* (STRIP, candidates padded) */
-    uint64_t *room;   /* (2 * candidates) */
-    size_t bad_query; /* SIZE_MAX, or the first query it met with a NaN score */
+    float *packed;     /* STRIP queries */
+    float *scores;     /* (STRIP, candidates padded) */
+    uint64_t *scratch; /* (2 * candidates) */
+    size_t bad_query;  /* SIZE_MAX, or the first query it met with a NaN score */
     size_t bad_candidate;
 } worker;
 
@@ -211,7 +211,7 @@ static void worker_free(worker *self)
 {
     free(self->packed);
     free(self->scores);
-    free(self->room);
+    free(self->scratch);
 }
 
 static int worker_init(worker *self, job *shared)
@@ -222,8 +222,8 @@ static int worker_init(worker *self, job *shared)
     self->bad_query = SIZE_MAX;
     self->packed = aligned_alloc(64, STRIP * dim * sizeof(float));
     self->scores = aligned_alloc(64, STRIP * padded * sizeof(float));
-    self->room = malloc(2 * count * sizeof *self->room);
-    if (self->packed != NULL && self->scores != NULL && self->room != NULL)
+    self->scratch = malloc(2 * count * sizeof *self->scratch);
+    if (self->packed != NULL && self->scores != NULL && self->scratch != NULL)
         return ASEN_OK;
     worker_free(self);
     return asen_fail(ASEN_ERR_MEMORY, "ranking: no memory for the scores of %d queries by %zu candidates",
@@ -232,17 +232,17 @@ static int worker_init(worker *self, job *shared)
 
 /* AP of one row of scores (count), or the index of a NaN in *bad. */
 static double row_average_precision(const float *scores, const int64_t *values, int64_t value, size_t count,
-                                    uint64_t *room, size_t *bad)
+                                    uint64_t *scratch, size_t *bad)
 {
     for (size_t j = 0; j < count; j++) {
         if (isnan(scores[j])) {
             *bad = j;
             return 0;
         }
-        room[j] = (uint64_t)key_f32(scores[j]) << 32 | (values[j] == value);
+        scratch[j] = (uint64_t)key_f32(scores[j]) << 32 | (values[j] == value);
     }
-    const uint64_t *ranked = sort_items(room, room + count, count);
-    return ranked_average_precision(ranked, count, (uint32_t *)(ranked == room ? room + count : room));
+    const uint64_t *ranked = sort_items(scratch, scratch + count, count);
+    return ranked_average_precision(ranked, count, (uint32_t *)(ranked == scratch ? scratch + count : scratch));
 }
 
 static void *worker_run(void *argument)
@@ -261,7 +261,7 @@ static void *worker_run(void *argument)
         for (size_t i = start; i < start + rows && self->bad_query == SIZE_MAX; i++) {
             size_t bad = SIZE_MAX;
             shared->ap[i] = row_average_precision(self->scores + (i - start) * ld, ranker->values,
-                                                  shared->values[i], ranker->count, self->room, &bad);
+                                                  shared->values[i], ranker->count, self->scratch, &bad);
             if (bad != SIZE_MAX) {
                 self->bad_query = i;
                 self->bad_candidate = bad;

@@ -43,7 +43,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import checkpoint_kit as kit  # noqa: E402
 from asenpp import checkpoint  # noqa: E402
 
-ROOM = 64 << 20
+HEADROOM = 64 << 20
 SECOND = 1.0
 TOUCHED = 1 << 20  # a tensor of more bytes, which takes strides of zero, is not read through
 FORBIDDEN = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen", "exec", "compile", "import",
@@ -234,7 +234,7 @@ def check(data: bytes, path: str, read, **options) -> tuple[str | None, bool]:
 
 def _limit(more: int) -> None:
     if _address_space:
-        resource.setrlimit(resource.RLIMIT_AS, (_address_space + ROOM + more, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        resource.setrlimit(resource.RLIMIT_AS, (_address_space + HEADROOM + more, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def arm() -> None:

@@ -37,7 +37,7 @@ FAST_CLONES static void attention_softmax(float *m, int64_t pixels)
     float largest = row_max(m, pixels);
     double total = 0;
     for (int64_t at = 0; at < pixels; at += ROW_BLOCK) {
-        int64_t end = fast_least(pixels, at + ROW_BLOCK);
+        int64_t end = fast_min_i64(pixels, at + ROW_BLOCK);
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = at; i < end; i++) {
@@ -54,7 +54,7 @@ FAST_CLONES static void attention_weighted(double *sum, float *restrict part, co
                                            int64_t begin, int64_t end, int64_t n)
 {
     for (int64_t at = begin; at < end; at += PIXELS) {
-        int64_t stop = fast_least(end, at + PIXELS), i = at;
+        int64_t stop = fast_min_i64(end, at + PIXELS), i = at;
         memset(part, 0, (size_t)n * sizeof *part);
         for (; i + 4 <= stop; i += 4) {
             const float *restrict r = rows + i * n;

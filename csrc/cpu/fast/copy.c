@@ -74,9 +74,9 @@ static copy_row copy_row_of(asen_dtype from, asen_dtype to)
         type *restrict y = target;                                                                           \
         const type *restrict x = source;                                                                     \
         for (int64_t r = 0; r < rows; r += COPY_TILE) {                                                      \
-            int64_t r_end = fast_least(rows, r + COPY_TILE);                                                 \
+            int64_t r_end = fast_min_i64(rows, r + COPY_TILE);                                               \
             for (int64_t c = 0; c < columns; c += COPY_TILE) {                                               \
-                int64_t c_end = fast_least(columns, c + COPY_TILE);                                          \
+                int64_t c_end = fast_min_i64(columns, c + COPY_TILE);                                        \
                 for (int64_t i = r; i < r_end; i++)                                                          \
                     for (int64_t j = c; j < c_end; j++)                                                      \
                         y[i * ys + j] = x[j * xs + i];                                                       \
@@ -103,7 +103,7 @@ static void copy_linear(const copy_work *k, int64_t from, int64_t to)
     int64_t position[ASEN_MAX_DIMS], offset[FAST_MAX_OPERANDS];
     fast_nest_seek(&k->nest, 2, inner, from / row, position, offset);
     for (int64_t at = from; at < to;) {
-        int64_t n = fast_least(row - skip, to - at);
+        int64_t n = fast_min_i64(row - skip, to - at);
         k->row(k->y + (offset[0] + skip) * (int64_t)k->to_size,
                k->x + (offset[1] + skip * stride) * (int64_t)k->from_size, stride, n);
         at += n;
@@ -144,8 +144,8 @@ static void copy_tiled(const copy_work *k, int unit, int threads)
         for (int64_t piece = fast_part(outer * slices, t, team); piece < to;) {
             int64_t position[ASEN_MAX_DIMS], offset[FAST_MAX_OPERANDS];
             fast_nest_seek(&rest, 2, rest.ndim, piece / slices, position, offset);
-            int64_t first = piece % slices, last = fast_least(slices, first + (to - piece));
-            int64_t begin = first * COPY_TILE, end = fast_least(rows, last * COPY_TILE);
+            int64_t first = piece % slices, last = fast_min_i64(slices, first + (to - piece));
+            int64_t begin = first * COPY_TILE, end = fast_min_i64(rows, last * COPY_TILE);
             char *y = k->y + (offset[0] + begin * ys) * size;
             const char *x = k->x + (offset[1] + begin) * size;
             (size == 1 ? copy_tiles8 : size == 4 ? copy_tiles32 : copy_tiles64)(y, ys, x, xs, end - begin, columns);

@@ -85,7 +85,7 @@ UNARY_ROW(pow_inverse, 1.0f / x)
         int64_t skip_ = at_ % row_, start_[FAST_MAX_OPERANDS], offset[FAST_MAX_OPERANDS];                     \
         fast_nest_seek((nest), (operands), inner_, at_ / row_, position_, start_);                            \
         while (at_ < (to)) {                                                                                  \
-            int64_t length = fast_least(row_ - skip_, (to) - at_);                                            \
+            int64_t length = fast_min_i64(row_ - skip_, (to) - at_);                                          \
             for (int k_ = 0; k_ < (operands); k_++)                                                           \
                 offset[k_] = start_[k_] + skip_ * (nest)->stride[k_][inner_];                                 \
             body;                                                                                             \

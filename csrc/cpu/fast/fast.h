@@ -34,23 +34,23 @@
 /* Below this many elements starting threads costs more than it gains. */
 #define FAST_GRAIN 32768
 
-static inline int64_t fast_least(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t fast_most(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t fast_min_i64(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t fast_max_i64(int64_t a, int64_t b) { return a > b ? a : b; }
 
 /* Threads for a loop over `work` elements that can be cut into `pieces`. */
 static inline int fast_threads(int64_t work, int64_t pieces)
 {
     if (work < FAST_GRAIN || pieces < 2)
         return 1;
-    int64_t wanted = fast_least(work / (FAST_GRAIN / 2), pieces);
+    int64_t wanted = fast_min_i64(work / (FAST_GRAIN / 2), pieces);
     int64_t threads = asen_threads_get();
-    return (int)(threads < wanted ? fast_most(threads, 1) : wanted);
+    return (int)(threads < wanted ? fast_max_i64(threads, 1) : wanted);
 }
 
 /* Part `index` of `parts` of [0, count): its begin; its end is that of index + 1. */
 static inline int64_t fast_part(int64_t count, int64_t index, int64_t parts)
 {
-    return count / parts * index + fast_least(count % parts, index);
+    return count / parts * index + fast_min_i64(count % parts, index);
 }
 
 static inline float *fast_f32(const asen_tensor *t) { return t == NULL ? NULL : (float *)asen_tensor_data(t); }

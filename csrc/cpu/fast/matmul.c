@@ -52,7 +52,7 @@ FAST_CLONES static void multiply(const product *p)
 {
     float laid_out[MAX_DEPTH * LANES];
     for (int64_t column = 0; column < p->n; column += LANES) {
-        int width = (int)fast_least(LANES, p->n - column);
+        int width = (int)fast_min_i64(LANES, p->n - column);
         const float *panel = p->b + column;
         int64_t step = p->b_row, row = 0;
         if (width < LANES || p->b_column != 1) {

@@ -169,7 +169,7 @@ FAST_CLONES static void dropout_blocks(float *restrict y, const float *restrict 
         dropout_numbers(seed, block + (uint64_t)at, number);
         float *to = y + 4 * at;
         const float *from = x + 4 * at;
-        int64_t n = fast_least(DROPOUT_BLOCKS, count - at);
+        int64_t n = fast_min_i64(DROPOUT_BLOCKS, count - at);
         for (int64_t i = 0; i < n; i++)
             for (int j = 0; j < 4; j++)
                 to[4 * i + j] = fast_select(number[j][i] >= threshold, from[4 * i + j] * scale, 0.0f);
@@ -196,7 +196,7 @@ int fast_dropout(const asen_call *call)
     const float *x = fast_f32(call->in[0]);
     float *y = fast_f32(call->out[0]);
     int64_t count = asen_tensor_count(call->out[0]);
-    int64_t head = fast_least((int64_t)((4 - (offset & 3)) & 3), count), blocks = (count - head) / 4;
+    int64_t head = fast_min_i64((int64_t)((4 - (offset & 3)) & 3), count), blocks = (count - head) / 4;
     for (int64_t i = 0; i < head; i++)
         dropout_one(y + i, x + i, seed, offset + (uint64_t)i, threshold, scale);
     for (int64_t i = head + 4 * blocks; i < count; i++)

@@ -56,8 +56,8 @@ FAST_CLONES static void norm_row_merge(double count, double n, int64_t wide, flo
     for (int64_t c = 0; c < wide; c++) {
         double step = d1[c] * inverse;
         double delta = shift[c] + step - mean[c];
-        double spread = d2[c] - d1[c] * step;
-        m2[c] += (spread > 0 ? spread : 0) + delta * delta * weight;
+        double squares = d2[c] - d1[c] * step;
+        m2[c] += (squares > 0 ? squares : 0) + delta * delta * weight;
         mean[c] += delta * share;
         shift[c] = (float)mean[c];
     }
@@ -94,7 +94,7 @@ FAST_INLINE void norm_apply_rows(const float *x, const float *residual, float *y
     float buffer[NORM_CHUNK] __attribute__((aligned(64)));
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < wide; c += NORM_CHUNK) {
-            int64_t at = r * wide + c, n = fast_least(NORM_CHUNK, wide - c);
+            int64_t at = r * wide + c, n = fast_min_i64(NORM_CHUNK, wide - c);
             norm_apply(x + at, has_residual ? residual + at : NULL, buffer, n, mean + c, scale + c, bias + c,
                        has_residual, relu);
             fast_stream_copy(y + at, buffer, n);
@@ -158,7 +158,7 @@ static void norm_gather(const norm_shape *s, const float *x, int64_t begin, int6
     memset(o->mean, 0, (size_t)s->wide * sizeof(double));
     memset(o->m2, 0, (size_t)s->wide * sizeof(double));
     for (int64_t r = begin; r < end; r += NORM_BLOCK) {
-        int64_t n = fast_least(NORM_BLOCK, end - r);
+        int64_t n = fast_min_i64(NORM_BLOCK, end - r);
         const float *block = x + r * s->wide;
         if (r == begin)
             norm_row_mean(block, n, s->wide, o->shift);
@@ -181,17 +181,17 @@ static void norm_merge_one(double *count, double *mean, double *m2, double n, do
 /* A thread's statistics of channel c: its columns of a wide row, which have equal counts. */
 static void norm_fold(const norm_shape *s, const norm_own *o, int64_t c, double *rows, double *mean, double *m2)
 {
-    double sum = 0, spread = 0;
+    double sum = 0, squares = 0;
     for (int64_t p = 0; p < s->pack; p++)
         sum += o->mean[p * s->channels + c];
     *mean = sum / (double)s->pack;
     *m2 = 0;
     for (int64_t p = 0; p < s->pack; p++) {
         double d = o->mean[p * s->channels + c] - *mean;
-        spread += d * d;
+        squares += d * d;
         *m2 += o->m2[p * s->channels + c];
     }
-    *m2 += *o->count * spread;
+    *m2 += *o->count * squares;
     *rows = *o->count * (double)s->pack;
 }
 
@@ -241,7 +241,7 @@ static void norm_write(const norm_work *k, int64_t group, int64_t begin, int64_t
                    k->wide_scale, k->wide_bias, false);
     }
     for (int64_t stop = end; stop > begin; stop -= NORM_BLOCK) {
-        int64_t first = fast_most(begin, stop - NORM_BLOCK), at = start + first * s->wide;
+        int64_t first = fast_max_i64(begin, stop - NORM_BLOCK), at = start + first * s->wide;
         k->rows_fn(k->x + at, k->residual ? k->residual + at : NULL, k->y + at, stop - first, s->wide, k->wide_mean,
                    k->wide_scale, k->wide_bias, k->stream);
     }

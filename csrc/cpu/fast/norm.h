@@ -31,7 +31,7 @@ static inline bool norm_shape_of(const asen_tensor *x, int64_t groups, norm_shap
     if (s->channels < 1 || groups < 1 || x->shape[0] % groups != 0 || count == 0)
         return false;
     s->rows = count / groups;
-    s->pack = fast_least((NORM_WIDE + s->channels - 1) / s->channels, s->rows);
+    s->pack = fast_min_i64((NORM_WIDE + s->channels - 1) / s->channels, s->rows);
     s->wide = s->pack * s->channels;
     s->wide_rows = s->rows / s->pack;
     s->tail = s->rows % s->pack;

@@ -94,7 +94,7 @@ FAST_INLINE void grad_apply_rows(const norm_grad_work *k, const float *g, const 
     float buffer[GRAD_CHUNK] __attribute__((aligned(64)));
     for (int64_t r = 0; r < rows; r++)
         for (int64_t c = 0; c < wide; c += GRAD_CHUNK) {
-            int64_t at = r * wide + c, n = fast_least(GRAD_CHUNK, wide - c);
+            int64_t at = r * wide + c, n = fast_min_i64(GRAD_CHUNK, wide - c);
             grad_apply(g + at, x + at, relu ? y + at : NULL, stream ? buffer : dx + at, n, k->wide_mean + c,
                        k->wide_a + c, k->wide_b + c, k->wide_c + c, relu);
             if (stream)
@@ -156,7 +156,7 @@ static void grad_gather(const norm_grad_work *k, int64_t group, int64_t begin, i
     bool tail = with_tail && s->tail > 0;
     for (int64_t r = begin; r < end || tail;) {
         bool last = r >= end;
-        int64_t n = last ? 1 : fast_least(NORM_BLOCK, end - r), wide = last ? s->tail * s->channels : s->wide;
+        int64_t n = last ? 1 : fast_min_i64(NORM_BLOCK, end - r), wide = last ? s->tail * s->channels : s->wide;
         int64_t at = start + (last ? s->wide_rows : r) * s->wide;
         const float *dy = k->dy + at, *x = k->x + at, *y = k->relu ? k->y + at : NULL;
         float *dres = k->dresidual ? k->dresidual + at : NULL;
@@ -217,7 +217,7 @@ static void grad_write(const norm_grad_work *k, int64_t group, int64_t begin, in
                                                   s->tail * s->channels, false);
     }
     for (int64_t stop = end; stop > begin; stop -= NORM_BLOCK) {
-        int64_t first = fast_most(begin, stop - NORM_BLOCK), at = start + first * s->wide;
+        int64_t first = fast_max_i64(begin, stop - NORM_BLOCK), at = start + first * s->wide;
         (relu ? grad_rows_relu : grad_rows_plain)(k, g + at, k->x + at, relu ? k->y + at : NULL, k->dx + at,
                                                   stop - first, s->wide, k->stream);
     }

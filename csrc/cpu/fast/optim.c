@@ -123,7 +123,7 @@ int asen_optim_fast_step(const asen_optim_call *call)
         int64_t to = t + 1 == team ? total : fast_part(total / 16, t + 1, team) * 16;
         int64_t at = 0;
         for (int64_t i = 0; i < call->count && at < to; at += call->length[i], i++) {
-            int64_t begin = fast_most(from - at, 0), end = fast_least(to - at, call->length[i]);
+            int64_t begin = fast_max_i64(from - at, 0), end = fast_min_i64(to - at, call->length[i]);
             if (begin < end)
                 optim_piece(call, &s, i, begin, end - begin);
         }

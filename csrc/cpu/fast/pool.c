@@ -46,11 +46,11 @@ FAST_INLINE void pool_add(float *restrict dx, const float *restrict dy, const in
 FAST_CLONES static void pool_row(const pool_shape *s, const float *x, float *y, int32_t *index, int64_t b, int64_t oh)
 {
     int64_t c = s->channels, h0 = oh * s->sh - s->ph;
-    int64_t h_begin = fast_most(h0, 0), h_end = fast_least(h0 + s->kh, s->height);
+    int64_t h_begin = fast_max_i64(h0, 0), h_end = fast_min_i64(h0 + s->kh, s->height);
     const float *image = x + b * s->height * s->width * c;
     for (int64_t ow = 0; ow < s->out_width; ow++) {
         int64_t at = ((b * s->out_height + oh) * s->out_width + ow) * c, w0 = ow * s->sw - s->pw;
-        int64_t w_begin = fast_most(w0, 0), w_end = fast_least(w0 + s->kw, s->width);
+        int64_t w_begin = fast_max_i64(w0, 0), w_end = fast_min_i64(w0 + s->kw, s->width);
         bool first = true;
         for (int64_t h = h_begin; h < h_end; h++)
             for (int64_t w = w_begin; w < w_end; w++) {
@@ -74,12 +74,12 @@ FAST_CLONES static void pool_grad_row(const pool_shape *s, const float *dy, cons
 {
     int64_t c = s->channels;
     int64_t oh_begin = h + s->ph < s->kh ? 0 : (h + s->ph - s->kh) / s->sh + 1;
-    int64_t oh_end = fast_least((h + s->ph) / s->sh + 1, s->out_height);
+    int64_t oh_end = fast_min_i64((h + s->ph) / s->sh + 1, s->out_height);
     for (int64_t w = 0; w < s->width; w++) {
         float *target = dx + ((b * s->height + h) * s->width + w) * c;
         memset(target, 0, (size_t)c * sizeof *target);
         int64_t ow_begin = w + s->pw < s->kw ? 0 : (w + s->pw - s->kw) / s->sw + 1;
-        int64_t ow_end = fast_least((w + s->pw) / s->sw + 1, s->out_width);
+        int64_t ow_end = fast_min_i64((w + s->pw) / s->sw + 1, s->out_width);
         for (int64_t oh = oh_begin; oh < oh_end; oh++)
             for (int64_t ow = ow_begin; ow < ow_end; ow++) {
                 int64_t at = ((b * s->out_height + oh) * s->out_width + ow) * c;

@@ -149,7 +149,7 @@ static int64_t reduce_piece(const reduce_work *k, int64_t piece, int64_t begin, 
         result[0] = reduce_one(k, k->x + at[1], begin, end);
         return 1;
     }
-    int64_t column = piece % strips * REDUCE_STRIP, n = fast_least(REDUCE_STRIP, k->run - column);
+    int64_t column = piece % strips * REDUCE_STRIP, n = fast_min_i64(REDUCE_STRIP, k->run - column);
     *first += column * k->run_stride;
     reduce_strip(k, k->x + at[1] + column, n, begin, end, result);
     return n;
@@ -237,7 +237,7 @@ FAST_CLONES static float equal_run(const float *x, int64_t n, float y)
     return count;
 }
 
-FAST_CLONES static void spread_run(float *restrict dx, const float *restrict x, int64_t n, float y, float share)
+FAST_CLONES static void max_grad_run(float *restrict dx, const float *restrict x, int64_t n, float y, float share)
 {
     FAST_SIMD
     for (int64_t i = 0; i < n; i++)
@@ -251,7 +251,7 @@ FAST_CLONES static void equal_strip(float *restrict count, const float *restrict
         count[i] += x[i] == y[i] ? 1.0f : 0.0f;
 }
 
-FAST_CLONES static void spread_strip(float *restrict dx, const float *restrict x, const float *restrict y,
+FAST_CLONES static void max_grad_strip(float *restrict dx, const float *restrict x, const float *restrict y,
                                      const float *restrict share, int64_t n)
 {
     FAST_SIMD
@@ -264,7 +264,7 @@ static void max_grad_piece(const reduce_work *k, const float *dy, float *dx, int
 {
     int64_t position[ASEN_MAX_DIMS], kept[FAST_MAX_OPERANDS], at[FAST_MAX_OPERANDS];
     int64_t strips = k->run_reduced ? 1 : (k->run + REDUCE_STRIP - 1) / REDUCE_STRIP;
-    int64_t column = piece % strips * REDUCE_STRIP, n = k->run_reduced ? 1 : fast_least(REDUCE_STRIP, k->run - column);
+    int64_t column = piece % strips * REDUCE_STRIP, n = k->run_reduced ? 1 : fast_min_i64(REDUCE_STRIP, k->run - column);
     float largest[REDUCE_STRIP], share[REDUCE_STRIP];
     fast_nest_seek(&k->kept, 2, k->kept.ndim, piece / strips, position, kept);
     for (int64_t i = 0; i < n; i++) {
@@ -286,9 +286,9 @@ static void max_grad_piece(const reduce_work *k, const float *dy, float *dx, int
     fast_nest_seek(&k->reduced, 2, k->reduced.ndim, 0, position, at);
     for (int64_t i = 0; i < k->inputs; i++) {
         if (k->run_reduced)
-            spread_run(dx + at[1], x + at[1], k->run, largest[0], share[0]);
+            max_grad_run(dx + at[1], x + at[1], k->run, largest[0], share[0]);
         else
-            spread_strip(dx + at[1], x + at[1], largest, share, n);
+            max_grad_strip(dx + at[1], x + at[1], largest, share, n);
         fast_nest_next(&k->reduced, 2, k->reduced.ndim, position, at);
     }
 }

@@ -11,7 +11,7 @@ FAST_INLINE double row_sum(const float *a, int64_t n)
 {
     double total = 0;
     for (int64_t at = 0; at < n; at += ROW_BLOCK) {
-        int64_t end = fast_least(n, at + ROW_BLOCK);
+        int64_t end = fast_min_i64(n, at + ROW_BLOCK);
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = at; i < end; i++)
@@ -26,7 +26,7 @@ FAST_INLINE double row_dot(const float *a, const float *b, int64_t n)
 {
     double total = 0;
     for (int64_t at = 0; at < n; at += ROW_BLOCK) {
-        int64_t end = fast_least(n, at + ROW_BLOCK);
+        int64_t end = fast_min_i64(n, at + ROW_BLOCK);
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = at; i < end; i++)
@@ -54,7 +54,7 @@ FAST_INLINE double row_exp_sum(float *restrict y, const float *restrict x, int64
 {
     double total = 0;
     for (int64_t at = 0; at < n; at += ROW_BLOCK) {
-        int64_t end = fast_least(n, at + ROW_BLOCK);
+        int64_t end = fast_min_i64(n, at + ROW_BLOCK);
         float sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (int64_t i = at; i < end; i++) {

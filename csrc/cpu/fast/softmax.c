@@ -73,7 +73,7 @@ static int run_softmax(const asen_call *call, int64_t dim, bool logarithm)
         for (int64_t p = fast_part(pieces, t, team); p < fast_part(pieces, t + 1, team); p++) {
             int64_t at = p / strips * length * inner, begin = p % strips * STRIP;
             if (inner > 1)
-                softmax_columns(y + at, x + at, length, inner, begin, fast_least(inner, begin + STRIP), logarithm);
+                softmax_columns(y + at, x + at, length, inner, begin, fast_min_i64(inner, begin + STRIP), logarithm);
             else
                 (logarithm ? log_softmax_row : softmax_row)(y + at, x + at, length);
         }
