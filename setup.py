@@ -45,6 +45,7 @@ FAST = ["-std=gnu11", "-O3", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno"
 FLAGS = {
     "core": PLAIN,
     "ops": PLAIN,
+    "ops/shape": PLAIN,
     "autograd": PLAIN,
     "cpu": PLAIN,
     "cpu/ref": PLAIN,
