@@ -7,7 +7,8 @@
 #
 # Built without oneDNN, whose own code is not instrumented: our kernels run instead. One OpenMP thread
 # (OMP_THREAD_LIMIT): GCC's OpenMP runtime is not instrumented either, so races are reported in its loops that are
-# none. PYTHON and CC may name another interpreter and compiler (gcc or clang with its runtime as a shared library).
+# none. Nothing is suppressed. PYTHON and CC may name another interpreter and compiler (gcc or clang with its runtime
+# as a shared library).
 set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python}
@@ -40,7 +41,7 @@ threads() { # package folder, seconds
     no_random=$(command -v setarch >/dev/null && setarch -R true 2>/dev/null && echo "setarch -R" || true)
     PYTHONPATH="$1:$root/tests" OMP_THREAD_LIMIT=1 OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
         PYTHONMALLOC=malloc LD_PRELOAD="$runtime" \
-        TSAN_OPTIONS="suppressions=$root/tests/tsan.supp exitcode=66 history_size=4 second_deadlock_stack=1" \
+        TSAN_OPTIONS="exitcode=66 history_size=4 second_deadlock_stack=1" \
         $no_random "$python" "$root/tests/tsan_threads.py" --seconds "$2"
 }
 
