@@ -132,7 +132,7 @@ def test_a_mixed_precision_step_is_near_the_float32_one(dtype):
     def step(context):
         conv, bn, fc = nn.Conv2d(8, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.Linear(16, 4)
         for i, p in enumerate([*conv.parameters(), *fc.parameters()]):
-            p.copy_(random(*p.shape, seed=i) * 0.2)
+            p.detach().copy_(random(*p.shape, seed=i) * 0.2)
         model = nn.Sequential(conv, bn, fc).to(device="cuda")
         conv, bn, fc = model
         scaler = amp.GradScaler(256.0 if dtype == "float16" else 1.0)
