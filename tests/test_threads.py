@@ -334,3 +334,112 @@ for _ in range(50):
     tensors = [asenpp.ones(3)]
     assert tensors[0].fill_(Value()).tolist() == [4.0] * 3
 """)
+
+
+# ---- memory that is lent back and forth ----
+
+
+@pytest.mark.parametrize("lend", ["asenpp.from_numpy(t.numpy())", "asenpp.from_numpy(t.numpy()[:])", "asenpp.from_dlpack(t)",
+                                  "asenpp.from_dlpack(t.__dlpack__())"])
+def test_memory_that_comes_back_is_known(lend):
+    """However often it was lent: no chain of owners, which would end in a recursion as deep, and writes move one version."""
+    run(f"""
+first = t = asenpp.ones(3)
+for _ in range(200000):
+    t = {lend}
+assert t.data_ptr() == first.data_ptr()
+leaf = asenpp.ones(3, requires_grad=True)
+y = (leaf * first).sum()
+t.fill_(5.0)
+assert first.tolist() == [5.0] * 3
+try:
+    y.backward()
+except ValueError as error:
+    assert "in place" in str(error), error
+else:
+    raise AssertionError("a saved tensor was written")
+before = weakref.ref(first)
+del first
+assert before() is None and t.tolist() == [5.0] * 3
+""")
+
+
+def test_parts_of_lent_memory_come_back():
+    run("""
+t = asenpp.arange(24).float().reshape(4, 6)
+array = t.numpy()
+part = asenpp.from_numpy(array[1:3, ::2])
+assert part.tolist() == array[1:3, ::2].tolist() and part.stride() == (6, 2)
+bits = asenpp.from_numpy(array.view(np.int32)[2:])
+assert bits.dtype == "int32" and (bits.numpy() == array.view(np.int32)[2:]).all()
+halves = asenpp.from_numpy(t.reshape(24).numpy()[1:23].view(np.uint8)[4:])   # any bytes of it
+assert halves.numpy().tobytes() == t.reshape(24)[2:23].numpy().tobytes()[:84]
+del array, t
+gc.collect()
+part.fill_(1.0)
+assert part.tolist() == [[1.0] * 3] * 2
+""")
+
+
+# ---- writes in place, views and versions ----
+
+
+def test_one_tensor_is_written_viewed_and_run_backward_by_all_at_once():
+    """Nobody keeps these apart, so values are anyone's, and errors of what was written since are right; nothing crashes."""
+    run("""
+import time
+for seed in range(4):
+    leaf = asenpp.ones(6, 8, requires_grad=True)
+    z = leaf * 1.0
+    end = time.monotonic() + 1.5
+    def guarded(function):
+        def loop():
+            while time.monotonic() < end:
+                try:
+                    function()
+                except ValueError as error:
+                    assert "place" in str(error) or "retain_graph" in str(error) or "view" in str(error), error
+        return loop
+    views = [z[1], z.t(), z.reshape(48)]
+    other = asenpp.ones(8, requires_grad=True)
+    def write():
+        z.zero_()
+        z.copy_(leaf * 2.0)
+    def write_view():
+        views[0].copy_(other * 3.0)
+        views[2].fill_(1.0)
+    def view():
+        views[1] = z.t()
+        y = views[1][0] * 2.0 + views[2].reshape(6, 8)[:, 0]
+        y.is_leaf, y.requires_grad, repr(views[0])
+    def backward():
+        (z * z).sum().backward()
+        leaf.grad = None
+        other.grad = None
+    def detached():
+        with asenpp.no_grad():
+            d = z.detach()
+            d.fill_(2.0)
+            d.numpy()[:] = 1.0
+    together(*map(guarded, [write, write_view, view, backward, detached]))
+""")
+
+
+def test_filters_are_written_while_others_convolve():
+    """What is packed of a filter follows its last write: once all is quiet the values are the right ones."""
+    run("""
+x = asenpp.ones(1, 16, 6, 6)
+filter = asenpp.ones(32, 16, 3, 3)
+for _ in range(30):
+    done = threading.Event()
+    def write():
+        for i in range(40):
+            filter.fill_(float(i))
+        filter.fill_(0.5)
+        done.set()
+    def convolve():
+        while not done.is_set():
+            _asen.conv2d(x, filter)
+    together(write, convolve, convolve)
+    assert set(np.unique(_asen.conv2d(x, filter).numpy())) == {72.0}
+""")

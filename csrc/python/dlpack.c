@@ -99,6 +99,14 @@ static PyObject *import_managed(asen_py_state *state, PyObject *capsule)
     int dtype = 0;
     if (managed == NULL)
         return NULL;
+    if (managed->deleter == export_delete) { /* our own memory again, with its version */
+        int status = asen_tensor_detach(((export_block *)managed)->tensor, &tensor);
+        if (status != ASEN_OK)
+            return asen_py_raise(status);
+        PyCapsule_SetName(capsule, "used_dltensor");
+        managed->deleter(managed);
+        return asen_py_wrap(state, tensor);
+    }
     const dl_tensor *t = &managed->tensor;
     while (dtype < ASEN_DTYPE_COUNT && memcmp(&dl_types[dtype], &t->dtype, sizeof t->dtype) != 0)
         dtype++;

@@ -20,17 +20,19 @@ static void release_array(void *owner)
     PyGILState_Release(gil);
 }
 
-/* The base of a writable array: the export ends with the last array over the memory. */
+/* The base of a writable array, a capsule of this name: the export ends with the last array over the memory. */
+static const char lent[] = "asenpp.memory";
+
 static void export_end(PyObject *capsule)
 {
-    asen_tensor *tensor = PyCapsule_GetPointer(capsule, NULL);
+    asen_tensor *tensor = PyCapsule_GetPointer(capsule, lent);
     asen_storage_export_end(tensor->storage);
     asen_tensor_release(tensor);
 }
 
 static PyObject *export_begin(asen_tensor *tensor)
 {
-    PyObject *capsule = PyCapsule_New(tensor, NULL, export_end);
+    PyObject *capsule = PyCapsule_New(tensor, lent, export_end);
     if (capsule == NULL)
         return NULL;
     asen_tensor_retain(tensor);
@@ -75,6 +77,21 @@ static int dtype_of(PyArrayObject *array, asen_dtype *out)
     return -1;
 }
 
+/* The storage that an array was lent the memory of, borrowed, and where the array begins in it; NULL where the memory is
+ * somebody else's. */
+static asen_storage *lender(PyArrayObject *array, int64_t *offset)
+{
+    PyObject *base = (PyObject *)array;
+    while (base != NULL && PyArray_Check(base))
+        base = PyArray_BASE((PyArrayObject *)base);
+    if (base == NULL || !PyCapsule_IsValid(base, lent))
+        return NULL;
+    asen_storage *storage = ((asen_tensor *)PyCapsule_GetPointer(base, lent))->storage;
+    *offset = ((char *)PyArray_DATA(array) - (char *)storage->data) / PyArray_ITEMSIZE(array);
+    bool whole = (char *)storage->data + *offset * PyArray_ITEMSIZE(array) == (char *)PyArray_DATA(array);
+    return whole ? storage : NULL;
+}
+
 /* Shares memory where strides are whole elements and the array can be written. Steals `array`. */
 static PyObject *from_array(asen_py_state *state, PyArrayObject *array, bool always_copy)
 {
@@ -108,6 +125,13 @@ static PyObject *from_array(asen_py_state *state, PyArrayObject *array, bool alw
         stride[d] = PyArray_STRIDE(array, d) / size;
         empty |= shape[d] == 0;
         reach += (shape[d] - 1) * PyArray_STRIDE(array, d);
+    }
+    int64_t offset = 0;
+    storage = lender(array, &offset);
+    if (storage != NULL) { /* our own memory again, with its version */
+        int status = asen_tensor_view(storage, dtype, PyArray_NDIM(array), shape, stride, offset, &tensor);
+        Py_DECREF(array);
+        return status == ASEN_OK ? asen_py_wrap(state, tensor) : asen_py_raise(status);
     }
     int status = asen_storage_wrap(asen_device_cpu(), PyArray_DATA(array), empty ? 0 : (size_t)reach, release_array,
                                    array, &storage);
