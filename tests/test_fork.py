@@ -205,7 +205,6 @@ with Busy(2, lambda number: step(network(number + 1))):
         assert [outcome(p, PATIENCE) for p in pids] == ["ok"] * 4
     else:
         assert step(net) == before
-        os.environ["CHILD"] = "1"
         {end}
         # The block's end joins the parent's threads, which threading knows to be gone.
 """)

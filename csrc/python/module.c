@@ -5,6 +5,7 @@
 
 #include "autograd/tape.h"
 #include "cpu/cpu.h"
+#include "ops/schema.h"
 
 PyObject *asen_py_raise(int status)
 {
@@ -42,6 +43,7 @@ static int module_exec(PyObject *module)
         asen_py_add_dlpack, asen_py_add_runtime, asen_py_add_modes,   asen_py_add_warn,
         asen_py_add_metrics, asen_py_add_image,
     };
+    asen_schema_get((asen_op)0); /* reads all rows, while no other thread can fork in the middle of it */
     int status = asen_cpu_open();
     if (status == ASEN_OK)
         status = asen_tape_open();
