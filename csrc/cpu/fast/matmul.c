@@ -1,16 +1,15 @@
 /* Small matrix products; larger ones are oneDNN's, whose call costs more than the arithmetic of these.
  *
- * y (m, n) = a (m, k) times b (k, n), in panels of LANES columns: of b's rows in a panel each is read as one vector and
- * added, times a number of a, to the sums of up to ROWS rows of y, which stay in registers. A panel of a transposed b,
- * or one narrower than LANES, is laid out first. One thread does it all. */
+ * y (m, n) = a (m, k) times b (k, n), in panels of as many columns as a vector has lanes: of b's rows in a panel each is
+ * read as one vector and added, times a number of a, to the sums of up to ROWS rows of y, which stay in registers. A panel
+ * of a transposed b, or one narrower than a vector, is laid out first. One thread does it all. The .inc file is compiled
+ * for each length of a vector, since the compiler keeps no longer ones in registers. */
 #include "cpu/fast/fast.h"
 
-enum { LANES = 16, ROWS = 6, MAX_DEPTH = 512 };
+enum { ROWS = 8, MAX_DEPTH = 512 };
 
 /* Up to this many products of two numbers a call: some microseconds. */
 static const int64_t MAX_WORK = 64 * 64 * 64;
-
-typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 /* One product; strides in elements. y is dense. */
 typedef struct product {
@@ -20,55 +19,36 @@ typedef struct product {
     float *y;
 } product;
 
-/* `rows` rows of y from `row` on, `width` columns from `column` on; `panel` has b's, `step` from row to row. */
-FAST_INLINE void block(const product *p, int rows, int64_t row, int64_t column, int width, const float *panel,
-                       int64_t step)
-{
-    lanes sum[ROWS] = {{0}};
-    const float *a = p->a + row * p->a_row;
-    for (int64_t i = 0; i < p->k; i++) {
-        const lanes b = *(const lanes *)(panel + i * step);
-        for (int r = 0; r < rows; r++)
-            sum[r] += a[r * p->a_row + i * p->a_column] * b;
-    }
-    for (int r = 0; r < rows; r++) {
-        float *y = p->y + (row + r) * p->n + column;
-        if (width == LANES)
-            *(lanes *)y = sum[r];
-        else
-            memcpy(y, &sum[r], (size_t)width * sizeof *y);
-    }
-}
+#if defined(__x86_64__)
+#define NAME(x) x##_avx512
+#define TARGET __attribute__((target("avx512f,avx2,fma")))
+#define LANES 16
+#include "cpu/fast/matmul.inc"
 
-/* Columns [column, column + width) of b as (k, LANES), zeros behind them. */
-FAST_INLINE void lay_out(const product *p, int64_t column, int width, float *panel)
-{
-    for (int64_t i = 0; i < p->k; i++)
-        for (int j = 0; j < LANES; j++)
-            panel[i * LANES + j] = j < width ? p->b[i * p->b_row + (column + j) * p->b_column] : 0;
-}
+#define NAME(x) x##_avx2
+#define TARGET __attribute__((target("avx2,fma")))
+#define LANES 8
+#include "cpu/fast/matmul.inc"
+#endif
 
-FAST_CLONES static void multiply(const product *p)
+#define NAME(x) x##_plain
+#define TARGET
+#define LANES 4
+#include "cpu/fast/matmul.inc"
+
+static void multiply(const product *p)
 {
-    float laid_out[MAX_DEPTH * LANES];
-    for (int64_t column = 0; column < p->n; column += LANES) {
-        int width = (int)fast_min_i64(LANES, p->n - column);
-        const float *panel = p->b + column;
-        int64_t step = p->b_row, row = 0;
-        if (width < LANES || p->b_column != 1) {
-            lay_out(p, column, width, laid_out);
-            panel = laid_out;
-            step = LANES;
-        }
-        for (; row + ROWS <= p->m; row += ROWS)
-            block(p, ROWS, row, column, width, panel, step);
-        for (; row + 4 <= p->m; row += 4)
-            block(p, 4, row, column, width, panel, step);
-        for (; row + 2 <= p->m; row += 2)
-            block(p, 2, row, column, width, panel, step);
-        if (row < p->m)
-            block(p, 1, row, column, width, panel, step);
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f")) {
+        multiply_avx512(p);
+        return;
     }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+        multiply_avx2(p);
+        return;
+    }
+#endif
+    multiply_plain(p);
 }
 
 int fast_matmul(const asen_call *call)
