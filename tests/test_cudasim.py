@@ -20,7 +20,7 @@ from cudasim import build as cudasim
 
 ROOT = Path(__file__).resolve().parent.parent
 
-pytestmark = pytest.mark.skipif(shutil.which(cudasim.CXX) is None, reason=f"no C++ compiler here ({cudasim.CXX})")
+pytestmark = pytest.mark.skipif(shutil.which(cudasim.CXX[0]) is None, reason=f"no C++ compiler here ({cudasim.CXX[0]})")
 
 
 def built(make):
@@ -116,6 +116,29 @@ def test_missing_order_gives_wrong_numbers(planted, healthy, value, faulty):
 
 def test_pageable_memory_may_be_reused_at_once(planted):
     assert Probe(planted, "pageable_source_reused").value == 1
+
+
+def test_a_quick_queue_shows_what_a_late_one_hides(planted):
+    """A source that is written after its copy was queued: right on a late queue, wrong on an eager one, and on a
+    drawn one either, by the seed."""
+    def value(name, **environment):
+        probe = Probe(planted, name, **environment)
+        assert probe.faults == 0, probe.text
+        return probe.value
+
+    assert value("slot_filled_late") == 2
+    assert value("slot_filled_late", CUDASIM_QUEUE="eager") == 1
+    drawn = [value("slot_filled_late", CUDASIM_QUEUE="drawn", CUDASIM_SEED=str(seed)) for seed in range(1, 9)]
+    assert set(drawn) == {1, 2}
+    assert drawn == [value("slot_filled_late", CUDASIM_QUEUE="drawn", CUDASIM_SEED=str(seed)) for seed in range(1, 9)]
+    for queue in ("eager", "drawn"):
+        for name, right in (("slot_filled_in_time", 2), ("read_with_wait", 3), ("streams_ordered", 6), ("slot_reused_in_time", 1)):
+            assert value(name, CUDASIM_QUEUE=queue) == right
+
+
+def test_an_unknown_schedule_is_refused(planted):
+    status, _, err = run(PROBE, planted, "read_with_wait", CUDASIM_QUEUE="soon")
+    assert status == 86 and "CUDASIM_QUEUE is 'soon'" in err
 
 
 def test_order_of_threads_is_drawn(planted):

@@ -30,7 +30,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CACHE = ROOT / "build" / "cudasim"
 SKELETON = ("plugin.c", "device.c", "transfer.c")
-CC, CXX = os.environ.get("CC", "gcc"), os.environ.get("CXX", "g++")
+CC, CXX = (shlex.split(os.environ.get(name, otherwise)) for name, otherwise in (("CC", "gcc"), ("CXX", "g++")))
 COMMON = ["-g1", "-fPIC", "-fvisibility=hidden", "-D_GNU_SOURCE", "-Wall", "-Wno-unused-parameter",
           "-U_FORTIFY_SOURCE", "-fno-stack-protector", "-fcf-protection=none"]
 # A kernel's accesses are checked against the alignment of their types: hardware faults where x86 does not.
@@ -123,18 +123,18 @@ def compile_one(source: Path, command: list[str], version: str) -> Path:
     return made
 
 
-def compile_all(sources: list[Path], check: bool) -> list[Path]:
+def compile_all(sources: list[Path], check: bool, flags: list[str] | None = None) -> list[Path]:
     include = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'kernels'}", f"-I{HERE}"]
     include += [f"-isystem{folder}" for folder in headers()]
     extra = shlex.split(os.environ.get("CUDASIM_CFLAGS", ""))
-    version = run([CXX, "--version"]).stdout
+    version = run([*CXX, "--version"]).stdout
     objects = []
     for source in sources:
         ours = source.parent == HERE and source.suffix == ".cpp"
-        language = [CC, *PLUGIN_C] if source.suffix == ".c" else [CXX, *(SIMULATOR if ours else KERNEL)]
+        language = [*CC, *PLUGIN_C] if source.suffix == ".c" else [*CXX, *(SIMULATOR if ours else KERNEL)]
         if check and source.suffix == ".cu":
             language += CHECKS
-        command = [*language, *COMMON, *HOT.get(source.name, []), *machine_flags(), *include, *extra]
+        command = [*language, *COMMON, *HOT.get(source.name, []), *machine_flags(), *include, *extra, *(flags or [])]
         objects.append(compile_one(source, command, version))
     return objects
 
@@ -144,7 +144,7 @@ STUBS = """\
 #include "cuda.h"
 #define WEAK __attribute__((weak, visibility("hidden")))
 #define OP(name, ...) WEAK int cuda_##name(const asen_call *call) { return ASEN_DECLINED; }
-#include "ops.def"
+#include "ops/ops.def"
 #define MISSING { return cuda_host.fail(ASEN_ERR_UNSUPPORTED_OR_DEVICE, "%s is a stub in this build", __func__); }
 WEAK int cuda_fill(void *self, void *target, const void *value, size_t size, int64_t count) MISSING
 WEAK int cuda_write_strided(void *self, const asen_tensor *target, const asen_tensor *source) MISSING
@@ -169,7 +169,7 @@ def link(out: Path, objects: list[Path], exports: list[str], stubs: bool) -> Non
     script = write_if_new(CACHE / f"exports-{digest(exports)}.map", "{ global: " + " ".join(f"{e};" for e in exports) + " local: *; };\n")
     out.parent.mkdir(parents=True, exist_ok=True)
     making = out.with_name(f"{out.name}.{os.getpid()}")
-    command = [CXX, "-shared", "-o", str(making), *map(str, objects), f"-Wl,--version-script={script}",
+    command = [*CXX, "-shared", "-o", str(making), *map(str, objects), f"-Wl,--version-script={script}",
                "-Wl,--no-undefined", "-Wl,-z,nodelete", "-lm", "-lpthread", "-ldl"]
     done = run(command)
     missing = missing_symbols(done.stderr)
@@ -177,7 +177,7 @@ def link(out: Path, objects: list[Path], exports: list[str], stubs: bool) -> Non
         print("stubs that fail for: " + ", ".join(missing), file=sys.stderr)
         text = "".join(f"int {name}(void) {{ return 1; }}\n" for name in missing)
         stub = write_if_new(CACHE / f"missing-{digest(missing)}.c", text)
-        done = run([*command, str(compile_one(stub, [CC, *COMMON, "-w"], ""))])
+        done = run([*command, str(compile_one(stub, [*CC, *COMMON, "-w"], ""))])
     if done.returncode:
         raise BuildError(f"{out} does not link\n{done.stderr[-6000:]}")
     os.replace(making, out)

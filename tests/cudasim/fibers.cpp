@@ -547,10 +547,16 @@ __attribute__((constructor)) static void start()
 {
     const char *text = getenv("CUDASIM_SEED");
     seed = text ? strtoull(text, nullptr, 10) : 1;
+    queue_seed(seed);
     block.reds = new std::vector<std::pair<char *, const char *>>;
     faults_install();
 }
 
 } // namespace cudasim
 
-CUDASIM_EXPORT void cudasim_seed(unsigned long long seed) { cudasim::seed = seed; }
+CUDASIM_EXPORT void cudasim_seed(unsigned long long seed)
+{
+    cudasim::lock_t lock;
+    cudasim::seed = seed;
+    cudasim::queue_seed(seed);
+}

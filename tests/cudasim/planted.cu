@@ -125,6 +125,20 @@ static double slot_twice(bool wait)
 TEST(slot_reused_in_time) { return slot_twice(true); }
 TEST(slot_reused_early) { return slot_twice(false); }
 
+/* The copy is queued first and its source written then: right only where the queue is slower than the host. */
+static double slot_filled(bool early)
+{
+    float *x = device_new(1), *slot = pinned_new(1), *host = pinned_new(1);
+    *slot = early ? 2 : 1;
+    cudaMemcpyAsync(x, slot, sizeof *x, cudaMemcpyHostToDevice, cuda.stream);
+    *slot = 2;
+    cudaMemcpyAsync(host, x, sizeof *x, cudaMemcpyDeviceToHost, cuda.stream);
+    cudaStreamSynchronize(cuda.stream);
+    return *host;
+}
+TEST(slot_filled_in_time) { return slot_filled(true); }
+TEST(slot_filled_late) { return slot_filled(false); }
+
 TEST(pageable_source_reused)
 {
     float *x = device_new(1), host = 1;

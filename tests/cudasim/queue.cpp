@@ -1,7 +1,12 @@
-/* Streams and events. Nothing runs when it is queued: a stream's work runs when something waits for
- * it, in order, and before it what it waits for by events. So what nobody ordered runs too late to be
- * seen. Calls of cudart that concern streams, events and copies are here. */
+/* Streams and events: when queued work runs. Calls of cudart that concern streams, events and copies are here.
+ * The environment variable CUDASIM_QUEUE, read once, names the schedule:
+ *   late    (default) nothing runs when it is queued: a stream's work runs when something waits for it, in order, and
+ *           before it what it waits for by events. So what nobody ordered runs too late to be seen.
+ *   eager   everything runs when it is queued: what the host writes after queueing its reader comes too late.
+ *   drawn   each time something is queued, a drawn stream runs up to a drawn piece of work (CUDASIM_SEED draws). */
+#include <algorithm>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <map>
@@ -70,20 +75,7 @@ static stream *stream_of(cudaStream_t handle)
 
 bool queue_stream_ok(cudaStream_t handle) { return stream_of(handle) != nullptr; }
 
-cudaError_t queue_push(cudaStream_t handle, const char *name, work w)
-{
-    stream *s = stream_of(handle);
-    if (s == nullptr)
-        return set_error(cudaErrorInvalidResourceHandle);
-    stream::task t{name, on_this_device(std::move(w)), {}};
-    if (s->blocking)
-        for (auto &other : streams)
-            if (other.second->blocking && other.second != s && (s == default_stream() || other.second == default_stream()))
-                t.after.push_back({other.second, other.second->queued});
-    s->tasks.push_back(std::move(t));
-    s->queued++;
-    return cudaSuccess;
-}
+/* ---- what runs when ---- */
 
 static void run_until(stream *s, unsigned long long position)
 {
@@ -127,6 +119,69 @@ void queue_run_all()
     for (stream *s : all)
         run_batch(s, s->queued);
 }
+
+enum schedule { LATE, EAGER, DRAWN };
+
+static schedule schedule_of(const char *text)
+{
+    if (text == nullptr || strcmp(text, "late") == 0)
+        return LATE;
+    if (strcmp(text, "eager") == 0)
+        return EAGER;
+    if (strcmp(text, "drawn") == 0)
+        return DRAWN;
+    fatal("CUDASIM_QUEUE is '%s', and may be late, eager or drawn", text);
+}
+
+static uint64_t drawn_state;
+
+void queue_seed(uint64_t seed) { drawn_state = seed; }
+
+static uint64_t drawn_next()
+{
+    uint64_t z = drawn_state += 0x9E3779B97F4A7C15ull; /* splitmix64 */
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+    return z ^ (z >> 31);
+}
+
+/* After something was queued: what a device that is quicker than its host may do meanwhile. */
+static void queue_turn()
+{
+    static schedule chosen = schedule_of(getenv("CUDASIM_QUEUE"));
+    if (chosen == EAGER)
+        queue_run_all();
+    if (chosen != DRAWN || streams.empty())
+        return;
+    std::vector<stream *> waiting; /* in the order of their numbers: addresses differ from run to run */
+    for (auto &s : streams)
+        if (s.second->done < s.second->queued)
+            waiting.push_back(s.second);
+    if (waiting.empty() || drawn_next() % 2)
+        return;
+    std::sort(waiting.begin(), waiting.end(), [](stream *a, stream *b) { return a->number < b->number; });
+    stream *s = waiting[drawn_next() % waiting.size()];
+    run_batch(s, s->done + 1 + drawn_next() % (s->queued - s->done));
+}
+
+/* Queues a piece of work that runs when the positions of `after` are reached. */
+static cudaError_t push(cudaStream_t handle, const char *name, work w, std::vector<std::pair<stream *, unsigned long long>> after)
+{
+    stream *s = stream_of(handle);
+    if (s == nullptr)
+        return set_error(cudaErrorInvalidResourceHandle);
+    stream::task t{name, on_this_device(std::move(w)), std::move(after)};
+    if (s->blocking)
+        for (auto &other : streams)
+            if (other.second->blocking && other.second != s && (s == default_stream() || other.second == default_stream()))
+                t.after.push_back({other.second, other.second->queued});
+    s->tasks.push_back(std::move(t));
+    s->queued++;
+    queue_turn();
+    return cudaSuccess;
+}
+
+cudaError_t queue_push(cudaStream_t handle, const char *name, work w) { return push(handle, name, std::move(w), {}); }
 
 /* ---- copies ---- */
 
@@ -372,10 +427,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t what, unsigned)
         return set_error(cudaErrorInvalidResourceHandle);
     if (e->on == nullptr || e->on == s)
         return cudaSuccess;
-    cudaError_t error = queue_push(handle, "cudaStreamWaitEvent", nullptr);
-    if (error == cudaSuccess)
-        s->tasks.back().after.push_back({e->on, e->position});
-    return error;
+    return push(handle, "cudaStreamWaitEvent", nullptr, {{e->on, e->position}});
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t handle)
 {

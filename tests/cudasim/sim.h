@@ -97,6 +97,7 @@ void faults_stack();   /* the signal stack of this thread */
 /* ---- queue.cpp: streams, events, what runs late ---- */
 /* Queues work on a stream; false with cudaErrorInvalidResourceHandle for a stream that is none. */
 cudaError_t queue_push(cudaStream_t stream, const char *name, work w);
+void queue_seed(uint64_t seed); /* of the drawn schedule */
 /* Runs all of it. */
 void queue_run_all();
 cudaError_t set_error(cudaError_t error);   /* remembers it for cudaGetLastError */
