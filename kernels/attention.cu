@@ -10,6 +10,7 @@
  * image's pixels (a block an image and tile of channels). Between them stands one number a pixel,
  * in scratch memory. So every large array passes once, and memory is the bound: forward
  * |z| + |k| + |x|, gradient |x| + |dx| + |k| + |dz|. */
+#include "block.cuh"
 #include "channels.cuh"
 
 enum { ATTENTION_THREADS = 256, ATTENTION_WARPS = ATTENTION_THREADS / 32 };
@@ -41,21 +42,21 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 3)
     attention_score_kernel(const T *__restrict__ z, const T *__restrict__ q, attention_shape s, T scale, T *__restrict__ k,
                            T *__restrict__ score)
 {
-    enum { V = channels_of<T>::count };
+    enum { V = vector_size<T> };
     int64_t image, pixel = attention_pixel(s, &image);
     T sum = 0;
     if (pixel >= 0)
 #pragma unroll 2
         for (int c = (threadIdx.x % 32) * V; c < s.Cc; c += 32 * V) {
-            channel_vector<T> key, query;
-            channels_load<T>(key, z + pixel * s.Cc + c, s.Cc - c, s.whole);
-            channels_load<T>(query, q + image * s.Cc + c, s.Cc - c, s.whole);
+            vector<T> key, query;
+            vector_load(key, z + pixel * s.Cc + c, s.Cc - c, s.whole);
+            vector_load(query, q + image * s.Cc + c, s.Cc - c, s.whole);
 #pragma unroll
             for (int i = 0; i < V; i++) {
                 key.item[i] = attention_tanh(key.item[i]);
                 sum += key.item[i] * query.item[i];
             }
-            channels_store<T>(k + pixel * s.Cc + c, key, s.Cc - c, s.whole);
+            vector_store(k + pixel * s.Cc + c, key, s.Cc - c, s.whole);
         }
     sum = warp_sum(sum);
     if (pixel >= 0 && threadIdx.x % 32 == 0)
@@ -74,7 +75,7 @@ template <typename T> __device__ __forceinline__ attention_place attention_place
     attention_place p;
     p.image = blockIdx.x / (unsigned)tiles;
     p.tile = (int)(blockIdx.x % (unsigned)tiles);
-    p.channel = (p.tile * across + (int)(threadIdx.x & (across - 1))) * channels_of<T>::count;
+    p.channel = (p.tile * across + (int)(threadIdx.x & (across - 1))) * vector_size<T>;
     p.left = channels - p.channel;
     p.pixel = threadIdx.x / across;
     p.step = ATTENTION_THREADS / across;
@@ -83,28 +84,18 @@ template <typename T> __device__ __forceinline__ attention_place attention_place
 
 /* Adds up sum over the pixels of a block, as a tree, and stores it in `to` (the image's channels). */
 template <typename T>
-__device__ __forceinline__ void attention_store_sum(T (&sum)[channels_of<T>::count], T *tile, const attention_place &p, int across,
+__device__ __forceinline__ void attention_store_sum(T (&sum)[vector_size<T>], T *tile, const attention_place &p, int across,
                                                     T *__restrict__ to, bool whole)
 {
-    enum { V = channels_of<T>::count };
-    int tid = threadIdx.x;
-#pragma unroll
-    for (int i = 0; i < V; i++)
-        tile[i * ATTENTION_THREADS + tid] = sum[i];
-    for (int half = ATTENTION_THREADS / 2; half >= across; half /= 2) {
-        __syncthreads();
-        if (tid < half)
-#pragma unroll
-            for (int i = 0; i < V; i++)
-                tile[i * ATTENTION_THREADS + tid] += tile[i * ATTENTION_THREADS + tid + half];
-    }
+    enum { V = vector_size<T> };
+    block_tree<ATTENTION_THREADS>(sum, tile, p.pixel, p.step, across, sum_of());
     if (p.pixel != 0 || p.left <= 0)
         return;
-    channel_vector<T> v;
+    vector<T> v;
 #pragma unroll
     for (int i = 0; i < V; i++)
-        v.item[i] = tile[i * ATTENTION_THREADS + tid];
-    channels_store<T>(to + p.channel, v, p.left, whole);
+        v.item[i] = sum[i];
+    vector_store(to + p.channel, v, p.left, whole);
 }
 
 /* x (B, pixels, C), score (B, pixels) to m (B, pixels), v (B, C). A block makes the softmax of its
@@ -114,13 +105,13 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 3)
     attention_value_kernel(const T *__restrict__ x, const T *__restrict__ score, attention_shape s, int across, int tiles,
                            T *__restrict__ m, T *__restrict__ v)
 {
-    enum { V = channels_of<T>::count, U = 4 };
+    enum { V = vector_size<T>, U = 4 };
     ASEN_SHARED(T, tile, [V * ATTENTION_THREADS]);
     attention_place p = attention_place_of<T>(s.C, across, tiles);
     const T *mine = score + p.image * s.pixels;
     T best = -INFINITY, total = 0, sum[V];
     for (int64_t i = threadIdx.x; i < s.pixels; i += ATTENTION_THREADS)
-        best = mine[i] > best || mine[i] != mine[i] ? mine[i] : best;
+        best = max_of()(best, mine[i]);
     best = warp_max(best);
     if (threadIdx.x % 32 == 0)
         tile[threadIdx.x / 32] = best;
@@ -139,8 +130,8 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 3)
     if (p.left > 0)
         for (int64_t i = p.pixel; i < s.pixels; i += U * p.step) {
             int count = (int)(s.pixels - i < U * p.step ? (s.pixels - i + p.step - 1) / p.step : U);
-            channel_vector<T> values[U];
-            channels_load_rows<T, U>(values, x + (p.image * s.pixels + i) * s.C + p.channel, (int64_t)p.step * s.C, count, p.left,
+            vector<T> values[U];
+            channels_load_rows(values, x + (p.image * s.pixels + i) * s.C + p.channel, (int64_t)p.step * s.C, count, p.left,
                                      s.whole);
 #pragma unroll
             for (int u = 0; u < U; u++)
@@ -161,21 +152,21 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 3)
     attention_grad_pixel_kernel(const T *__restrict__ dv, const T *__restrict__ dm, const T *__restrict__ m, const T *__restrict__ x,
                                 attention_shape s, T *__restrict__ dx, T *__restrict__ t)
 {
-    enum { V = channels_of<T>::count };
+    enum { V = vector_size<T> };
     int64_t image, pixel = attention_pixel(s, &image);
     T weight = pixel >= 0 ? m[pixel] : T(0), sum = 0;
     if (pixel >= 0)
 #pragma unroll 2
         for (int c = (threadIdx.x % 32) * V; c < s.C; c += 32 * V) {
-            channel_vector<T> value, slope;
-            channels_load<T>(value, x + pixel * s.C + c, s.C - c, s.whole);
-            channels_load<T>(slope, dv + image * s.C + c, s.C - c, s.whole);
+            vector<T> value, slope;
+            vector_load(value, x + pixel * s.C + c, s.C - c, s.whole);
+            vector_load(slope, dv + image * s.C + c, s.C - c, s.whole);
 #pragma unroll
             for (int i = 0; i < V; i++) {
                 sum += value.item[i] * slope.item[i];
                 slope.item[i] *= weight;
             }
-            channels_store<T>(dx + pixel * s.C + c, slope, s.C - c, s.whole);
+            vector_store(dx + pixel * s.C + c, slope, s.C - c, s.whole);
         }
     sum = warp_sum(sum);
     if (pixel >= 0 && threadIdx.x % 32 == 0)
@@ -188,7 +179,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 3)
     attention_grad_key_kernel(const T *__restrict__ m, const T *__restrict__ t, const T *__restrict__ k, const T *__restrict__ q,
                               attention_shape s, int across, int tiles, T scale, T *__restrict__ dz, T *__restrict__ dq)
 {
-    enum { V = channels_of<T>::count, U = 4 };
+    enum { V = vector_size<T>, U = 4 };
     ASEN_SHARED(T, tile, [V * ATTENTION_THREADS]);
     attention_place p = attention_place_of<T>(s.Cc, across, tiles);
     const T *weight = m + p.image * s.pixels, *slope = t + p.image * s.pixels;
@@ -201,13 +192,13 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 3)
     for (int i = 0; i < V; i++)
         sum[i] = 0;
     if (p.left > 0) {
-        channel_vector<T> query;
-        channels_load<T>(query, q + p.image * s.Cc + p.channel, p.left, s.whole);
+        vector<T> query;
+        vector_load(query, q + p.image * s.Cc + p.channel, p.left, s.whole);
         for (int64_t i = p.pixel; i < s.pixels; i += U * p.step) {
             int count = (int)(s.pixels - i < U * p.step ? (s.pixels - i + p.step - 1) / p.step : U);
             int64_t at = (p.image * s.pixels + i) * s.Cc + p.channel;
-            channel_vector<T> keys[U];
-            channels_load_rows<T, U>(keys, k + at, (int64_t)p.step * s.Cc, count, p.left, s.whole);
+            vector<T> keys[U];
+            channels_load_rows(keys, k + at, (int64_t)p.step * s.Cc, count, p.left, s.whole);
 #pragma unroll
             for (int u = 0; u < U; u++) {
                 if (u >= count)
@@ -219,7 +210,7 @@ __global__ void __launch_bounds__(ATTENTION_THREADS, 3)
                     sum[j] += ds * key;
                     keys[u].item[j] = ds * query.item[j] * (1 - key * key);
                 }
-                channels_store<T>(dz + at + (int64_t)u * p.step * s.Cc, keys[u], p.left, s.whole);
+                vector_store(dz + at + (int64_t)u * p.step * s.Cc, keys[u], p.left, s.whole);
             }
         }
     }
@@ -244,7 +235,7 @@ static int shape_make(const asen_tensor *x, const asen_tensor *q, attention_shap
 /* Blocks of a kernel along pixels: an image and a tile of channels each; one where there are none. */
 template <typename T> static unsigned tile_blocks(const attention_shape *s, int channels, int *across, int *tiles)
 {
-    int64_t vectors = channels > 0 ? ceil_div(channels, channels_of<T>::count) : 1;
+    int64_t vectors = channels > 0 ? ceil_div(channels, vector_size<T>) : 1;
     *across = channels_threads(vectors);
     *tiles = (int)ceil_div(vectors, *across);
     return (unsigned)(s->B * *tiles);

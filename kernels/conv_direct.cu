@@ -5,7 +5,7 @@
  * about two an arithmetic operation; cuDNN is some ten times faster. */
 #include "conv_direct.h"
 
-#include "kernels.cuh"
+#include "vector.cuh"
 
 enum { BLOCK = 256 };
 
@@ -19,9 +19,10 @@ struct geometry {
 template <typename T, int V>
 __device__ __forceinline__ accumulator<T> dot(const T *a, const T *b, int n, accumulator<T> sum)
 {
-    typedef vector_of<T, V> piece;
     for (int c = 0; c < n; c += V) {
-        piece u = *reinterpret_cast<const piece *>(a + c), v = *reinterpret_cast<const piece *>(b + c);
+        vector_of<T, V> u, v;
+        vector_load(u, a + c);
+        vector_load(v, b + c);
 #pragma unroll
         for (int i = 0; i < V; i++)
             sum += widen(u.item[i]) * widen(v.item[i]);
@@ -116,12 +117,12 @@ __global__ void __launch_bounds__(BLOCK) direct_grad_weight(geometry g, const T 
 template <typename T, int V>
 __global__ void __launch_bounds__(BLOCK) epilogue(T *y, const T *bias, const T *residual, int64_t count, int O, bool relu)
 {
-    typedef vector_of<T, V> piece;
     for (int64_t i = ((int64_t)blockIdx.x * BLOCK + threadIdx.x) * V; i < count; i += (int64_t)gridDim.x * BLOCK * V) {
-        piece a = *reinterpret_cast<const piece *>(y + i), r = {};
+        vector_of<T, V> a, r = {};
         int o = (int)(i % O);
+        vector_load(a, y + i);
         if (residual != nullptr)
-            r = *reinterpret_cast<const piece *>(residual + i);
+            vector_load(r, residual + i);
 #pragma unroll
         for (int j = 0; j < V; j++) {
             accumulator<T> value = widen(a.item[j]);
@@ -131,7 +132,7 @@ __global__ void __launch_bounds__(BLOCK) epilogue(T *y, const T *bias, const T *
                 value += widen(bias[o + j]);
             a.item[j] = narrow<T>(relu && value <= 0 ? accumulator<T>(0) : value);
         }
-        *reinterpret_cast<piece *>(y + i) = a;
+        vector_store(y + i, a);
     }
 }
 
@@ -149,14 +150,9 @@ static geometry geometry_of(const conv_spec *s)
     return g;
 }
 
-static bool aligned16(const void *a, const void *b)
-{
-    return ((uintptr_t)a | (uintptr_t)b) % 16 == 0;
-}
-
 template <typename T> static int direct(const conv_spec *s, void *const data[CONV_TENSORS])
 {
-    constexpr int V = sizeof(T) == 8 ? 1 : 16 / sizeof(T); /* pairs of doubles only cost registers */
+    constexpr int V = sizeof(T) == 8 ? 1 : vector_size<T>; /* pairs of doubles only cost registers */
     geometry g = geometry_of(s);
     T *x = (T *)data[CONV_X], *w = (T *)data[CONV_W], *y = (T *)data[CONV_Y];
     unsigned grid = grid_for(g.count, BLOCK);
@@ -164,7 +160,7 @@ template <typename T> static int direct(const conv_spec *s, void *const data[CON
         return ASEN_LAUNCH(direct_grad_input<T>, grid, BLOCK, 0, g, y, w, x);
     if (s->kind == CONV_GRAD_WEIGHT)
         return ASEN_LAUNCH(direct_grad_weight<T>, grid, BLOCK, 0, g, y, x, w);
-    if (g.c_part % V == 0 && aligned16(x, w))
+    if (g.c_part % V == 0 && vector_aligned(x, w))
         return ASEN_LAUNCH((direct_forward<T, V>), grid, BLOCK, 0, g, x, w, y);
     return ASEN_LAUNCH((direct_forward<T, 1>), grid, BLOCK, 0, g, x, w, y);
 }
@@ -177,12 +173,12 @@ extern "C" int conv_direct(const conv_spec *spec, void *const data[CONV_TENSORS]
 
 template <typename T> static int add_all(const conv_spec *s, void *const data[CONV_TENSORS])
 {
-    constexpr int V = 16 / sizeof(T);
+    constexpr int V = vector_size<T>;
     T *y = (T *)data[CONV_Y];
     const T *bias = s->bias ? (const T *)data[CONV_BIAS] : nullptr;
     const T *residual = s->residual ? (const T *)data[CONV_RESIDUAL] : nullptr;
     int64_t count = s->n * s->o * s->p * s->q;
-    if (s->o % V == 0 && aligned16(y, residual))
+    if (s->o % V == 0 && vector_aligned(y, residual))
         return ASEN_LAUNCH((epilogue<T, V>), grid_for(count / V, BLOCK), BLOCK, 0, y, bias, residual, count, (int)s->o,
                            s->relu != 0);
     return ASEN_LAUNCH((epilogue<T, 1>), grid_for(count, BLOCK), BLOCK, 0, y, bias, residual, count, (int)s->o,

@@ -84,14 +84,16 @@ elementwise_kernel(const T *a, const T *b, T *y, int64_t count, walk<2> at, bool
         A va[V], vb[V], vy[V];
         int64_t offset[2];
         at.at(i, offset);
-        vector_of<T, V> xa = load_vector<T, V>(a + offset[0], broadcast_a), xb;
+        vector_of<T, V> xa, xb;
+        vector_load_broadcast(xa, a + offset[0], broadcast_a);
         if (FAMILY == ARITHMETIC)
-            xb = load_vector<T, V>(b + offset[1], broadcast_b);
-        widen_vector<T, V>(xa, va);
+            vector_load_broadcast(xb, b + offset[1], broadcast_b);
+        vector_widen(va, xa);
         if (FAMILY == ARITHMETIC)
-            widen_vector<T, V>(xb, vb);
+            vector_widen(vb, xb);
         apply_row<A, V, FAMILY>(op, va, vb, vy, p);
-        store_vector<T, V>(y + i * V, vy);
+        vector_narrow(xa, vy);
+        vector_store(y + i * V, xa);
     }
 }
 
@@ -108,7 +110,7 @@ int launch(const space *s, const T *a, const T *b, T *y, int op, parameters<accu
 template <typename T, int FAMILY>
 int run(space *s, const T *a, const T *b, T *y, int op, parameters<accumulator<T>> p)
 {
-    enum { V = 16 / sizeof(T) };
+    enum { V = vector_size<T> };
     const T *data[2] = {a, b};
     if (space_too_large(s)) {
         space rest;
@@ -119,7 +121,7 @@ int run(space *s, const T *a, const T *b, T *y, int op, parameters<accumulator<T
     }
     int last = s->ndim - 1;
     int64_t left = s->size[last] % V;
-    bool vectors = s->size[last] >= V && (left == 0 || s->ndim == 1) && (uintptr_t)y % 16 == 0;
+    bool vectors = s->size[last] >= V && (left == 0 || s->ndim == 1) && vector_aligned(y);
     for (int k = 0; k < s->operands; k++)
         vectors = vectors && (s->stride[k][last] == 0 || space_aligned(s, k, data[k], V, sizeof(T)));
     if (!vectors)

@@ -1,4 +1,4 @@
-/* Where elements lie: walks over strided tensors, and moving 16 bytes at once; elements of integer dtypes.
+/* Where elements lie: walks over strided tensors; elements of integer dtypes.
  *
  * A `space` (host) is what a kernel iterates over: the dims of a dense tensor in memory order,
  * outermost first, with the strides of up to three operands. Collapsing it drops dims of size 1 and
@@ -8,7 +8,7 @@
 #ifndef ASEN_INDEX_CUH
 #define ASEN_INDEX_CUH
 
-#include "kernels.cuh"
+#include "vector.cuh"
 
 enum { SPACE_OPERANDS = 3 };
 
@@ -217,33 +217,6 @@ template <int N> static inline walk<N> walk_over(const space *s, int n)
             w.stride[k][d] = d == s->ndim - 1 ? s->stride[k][d] * n : s->stride[k][d];
     }
     return w;
-}
-
-/* V elements: one load, or one element V times where it is broadcast. Widened later, so that a thread's
- * loads do not wait for each other. */
-template <typename T, int V> __device__ __forceinline__ vector_of<T, V> load_vector(const T *p, bool broadcast)
-{
-    if (V > 1 && !broadcast)
-        return *reinterpret_cast<const vector_of<T, V> *>(p);
-    vector_of<T, V> v;
-    for (int e = 0; e < V; e++)
-        v.item[e] = *p;
-    return v;
-}
-
-template <typename T, int V>
-__device__ __forceinline__ void widen_vector(const vector_of<T, V> &x, accumulator<T> (&v)[V])
-{
-    for (int e = 0; e < V; e++)
-        v[e] = widen(x.item[e]);
-}
-
-template <typename T, int V> __device__ __forceinline__ void store_vector(T *p, const accumulator<T> (&v)[V])
-{
-    vector_of<T, V> y;
-    for (int e = 0; e < V; e++)
-        y.item[e] = narrow<T>(v[e]);
-    *reinterpret_cast<vector_of<T, V> *>(p) = y;
 }
 
 /* Elements of bool, uint8, int32 and int64 as int64; storing wraps around, bool is x != 0. */

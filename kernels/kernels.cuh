@@ -1,4 +1,4 @@
-/* What kernels share: launching, dtypes, loads and stores, sums over a block, strided indices.
+/* What kernels share: launching, dtypes, the arrays of a call, faults. Beside it: vector.cuh, block.cuh, index.cuh.
  *
  * Arithmetic is in float for float16, bfloat16 and float32 and in double for float64 (accumulator<T>).
  * All launches go through ASEN_LAUNCH, so that tests/cudasim can compile these files for the host. */
@@ -60,9 +60,6 @@ template <> __host__ __device__ __forceinline__ bfloat_t narrow<bfloat_t>(float 
     default: return ASEN_DECLINED;                                                                                     \
     }
 
-/* N elements that are loaded and stored in one instruction; N * sizeof(T) is 16 at most. */
-template <typename T, int N> struct alignas(sizeof(T) * N) vector_of { T item[N]; };
-
 template <typename T> static inline const T *input(const asen_call *call, int i)
 {
     return call->in[i] ? static_cast<const T *>(asen_tensor_data(call->in[i])) : nullptr;
@@ -79,34 +76,6 @@ static inline unsigned grid_for(int64_t count, int block)
 {
     int64_t wanted = ceil_div(count, block), most = (int64_t)cuda.multiprocessors * 32;
     return (unsigned)(wanted < 1 ? 1 : wanted < most ? wanted : most);
-}
-
-/* The sum of v over a block of `blockDim.x` threads (a multiple of 32, at most 1024), in all threads.
- * `partial` is shared memory for 32 values. Same order every time. */
-template <typename A> __device__ __forceinline__ A warp_sum(A v)
-{
-    for (int offset = 16; offset > 0; offset >>= 1)
-        v += __shfl_xor_sync(0xffffffffu, v, offset);
-    return v;
-}
-template <typename A> __device__ __forceinline__ A warp_max(A v)
-{
-    for (int offset = 16; offset > 0; offset >>= 1) {
-        A other = __shfl_xor_sync(0xffffffffu, v, offset);
-        v = other > v || other != other ? other : v; /* NaN wins */
-    }
-    return v;
-}
-template <typename A> __device__ __forceinline__ A block_sum(A v, A *partial)
-{
-    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-    v = warp_sum(v);
-    __syncthreads(); /* partial may still be read from the call before */
-    if (lane == 0)
-        partial[warp] = v;
-    __syncthreads();
-    v = lane < warps ? partial[lane] : A(0);
-    return warp_sum(v);
 }
 
 /* Records the first fault of a kernel: see cuda.h. */

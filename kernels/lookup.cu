@@ -50,10 +50,6 @@ space space_of_rows(const asen_tensor *index, const asen_tensor *rows)
     return s;
 }
 
-struct alignas(16) unit16 {
-    uint64_t part[2];
-};
-
 struct table {
     const char *weight;
     int64_t R, D; /* elements */
@@ -170,14 +166,14 @@ dropout_kernel(const T *x, T *y, int64_t n, uint64_t seed, uint64_t first_block,
         if (aligned && i + 4 <= n) {
             four v[4 / N];
             for (int j = 0; j < 4 / N; j++)
-                v[j] = reinterpret_cast<const four *>(x + i)[j];
+                vector_load(v[j], x + i + j * N);
             asen_random_block(seed, (first_block + (uint64_t)b) & (~(uint64_t)0 >> 2), number);
             for (int j = 0; j < 4; j++) {
                 T &e = v[j / N].item[j % N];
                 e = number[j] >= threshold ? narrow<T>(widen(e) * scale) : narrow<T>(0);
             }
             for (int j = 0; j < 4 / N; j++)
-                reinterpret_cast<four *>(y + i)[j] = v[j];
+                vector_store(y + i + j * N, v[j]);
         } else {
             asen_random_block(seed, (first_block + (uint64_t)b) & (~(uint64_t)0 >> 2), number);
             for (int j = 0; j < 4; j++)
@@ -194,7 +190,7 @@ template <typename T> int dropout(const asen_call *call, int64_t n)
     int skip = (int)(offset % 4);
     const T *x = input<T>(call, 0);
     T *y = output<T>(call, 0);
-    bool aligned = skip == 0 && ((uintptr_t)x | (uintptr_t)y) % 16 == 0;
+    bool aligned = skip == 0 && vector_aligned(x, y);
     return ASEN_LAUNCH(dropout_kernel<T>, grid_for(ceil_div(n + skip, 4), BLOCK), BLOCK, 0, x, y, n,
                        (uint64_t)call->attrs->dropout.seed, offset / 4, skip, asen_random_threshold(p),
                        (accumulator<T>)(p < 1 ? 1 / (1 - p) : 0), aligned);
@@ -221,13 +217,14 @@ normalize_pixels_kernel(const uint8_t *x, const T *table, T *y, int64_t count, i
         c += further;
         c -= c >= C ? C : 0;
         if (i + V <= count) {
-            vector_of<uint8_t, V> pixel = *reinterpret_cast<const vector_of<uint8_t, V> *>(x + i);
+            vector_of<uint8_t, V> pixel;
             vector_of<T, V> value;
+            vector_load(pixel, x + i);
             for (int e = 0; e < V; e++) {
                 value.item[e] = table[channel * PIXEL_VALUES + pixel.item[e]];
                 channel = channel + 1 == C ? 0 : channel + 1;
             }
-            *reinterpret_cast<vector_of<T, V> *>(y + i) = value;
+            vector_store(y + i, value);
         } else {
             for (int64_t j = i; j < count; j++) {
                 y[j] = table[channel * PIXEL_VALUES + x[j]];
@@ -288,11 +285,11 @@ int cuda_normalize_pixels(const asen_call *call)
 {
     int64_t count = element_count(call->out[0]);
     const void *x = input<char>(call, 0), *y = output<char>(call, 0);
-    bool aligned = (uintptr_t)x % 8 == 0 && (uintptr_t)y % 16 == 0;
+    bool aligned = (uintptr_t)x % 8 == 0 && vector_aligned(y);
     if (count == 0)
         return ASEN_OK;
     CUDA_FLOAT_SWITCH(call->out[0]->dtype, T, {
-        enum { V = 16 / sizeof(T) };
+        enum { V = vector_size<T> };
         return aligned ? normalize_pixels<T, V>(call, count) : normalize_pixels<T, 1>(call, count);
     })
     return ASEN_DECLINED;

@@ -12,10 +12,6 @@ namespace {
 
 enum { BLOCK = 256, TILE = 32, WIDE = 8 };
 
-struct alignas(16) unit16 {
-    uint64_t part[2];
-};
-
 /* Runs the statement with U being an unsigned type of `bytes` bytes. */
 #define ELEMENT_SWITCH(bytes, U, ...)                                                                                  \
     switch (bytes) {                                                                                                   \
@@ -158,12 +154,12 @@ __global__ void __launch_bounds__(BLOCK) convert_kernel(const From *x, To *y, in
         if (i + WIDE <= count) {
             vector_of<From, N> a[WIDE / N];
             for (int j = 0; j < WIDE / N; j++)
-                a[j] = *reinterpret_cast<const vector_of<From, N> *>(x + i + j * N);
+                vector_load(a[j], x + i + j * N);
             for (int j = 0; j < WIDE / N; j++) {
                 vector_of<To, N> b;
                 for (int e = 0; e < N; e++)
                     b.item[e] = narrow<To>(widen(a[j].item[e]));
-                *reinterpret_cast<vector_of<To, N> *>(y + i + j * N) = b;
+                vector_store(y + i + j * N, b);
             }
         } else {
             for (int64_t j = i; j < count; j++)
@@ -253,7 +249,7 @@ int convert_any(space *s, const char *x, asen_dtype from, char *y, asen_dtype to
         CUDA_OK(convert_any(&rest, x + x_at, from, y + y_at, to));
         return convert_any(s, x, from, y, to);
     }
-    if (space_is_contiguous(s) && (uintptr_t)x % 16 == 0 && (uintptr_t)y % 16 == 0) {
+    if (space_is_contiguous(s) && vector_aligned(x, y)) {
         if (from == ASEN_F32 && to == ASEN_F16)
             return convert<float, half_t>(x, y, count);
         if (from == ASEN_F32 && to == ASEN_BF16)

@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
     norm_statistics_kernel(const T *__restrict__ x, norm_grid g, accumulator<T> *__restrict__ partial)
 {
     typedef accumulator<T> A;
-    enum { V = channels_of<T>::count, U = STATISTICS_UNROLL };
+    enum { V = vector_size<T>, U = STATISTICS_UNROLL };
     ASEN_SHARED(A, tile, [2 * V * NORM_THREADS]);
     norm_place p = norm_place_of<T>(g, true);
     A shift[V], sums[2 * V]; /* of d, then of d^2 */
@@ -31,15 +31,15 @@ __global__ void __launch_bounds__(NORM_THREADS)
     for (int i = 0; i < 2 * V; i++)
         sums[i] = 0;
     if (p.left > 0) {
-        channel_vector<T> first, v[U];
+        vector<T> first, v[U];
         int64_t step = (int64_t)g.down * g.C;
-        channels_load<T>(first, x + p.at, p.left, g.whole);
+        vector_load(first, x + p.at, p.left, g.whole);
 #pragma unroll
         for (int i = 0; i < V; i++)
             shift[i] = widen(first.item[i]);
         for (int row = p.row; row < p.rows; row += U * g.down) {
             int count = norm_rows_left(g, p, row);
-            channels_load_rows<T, U>(v, x + p.at + (int64_t)row * g.C, step, count, p.left, g.whole);
+            channels_load_rows(v, x + p.at + (int64_t)row * g.C, step, count, p.left, g.whole);
 #pragma unroll
             for (int u = 0; u < U; u++)
                 if (u < count)
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
                     }
         }
     }
-    norm_tile_sum<A, 2 * V>(sums, tile, g);
+    block_tree<NORM_THREADS>(sums, tile, p.row, g.down, g.across, sum_of());
     if (p.row != 0)
         return;
 #pragma unroll
@@ -130,7 +130,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
                       const accumulator<T> *__restrict__ bias, bool relu, T *__restrict__ y)
 {
     typedef accumulator<T> A;
-    enum { V = channels_of<T>::count, U = APPLY_UNROLL };
+    enum { V = vector_size<T>, U = APPLY_UNROLL };
     norm_place p = norm_place_of<T>(g, false);
     if (p.left <= 0)
         return;
@@ -142,14 +142,14 @@ __global__ void __launch_bounds__(NORM_THREADS)
         scale[i] = invstd[at] * weight[c];
         shift[i] = bias[c];
     }
-    channel_vector<T> v[U], r[U];
+    vector<T> v[U], r[U];
     int64_t step = (int64_t)g.down * g.C;
     for (int row = p.row; row < p.rows; row += U * g.down) {
         int count = norm_rows_left(g, p, row);
         int64_t at = p.at + (int64_t)row * g.C;
-        channels_load_rows<T, U>(v, x + at, step, count, p.left, g.whole);
+        channels_load_rows(v, x + at, step, count, p.left, g.whole);
         if (residual)
-            channels_load_rows<T, U>(r, residual + at, step, count, p.left, g.whole);
+            channels_load_rows(r, residual + at, step, count, p.left, g.whole);
 #pragma unroll
         for (int u = 0; u < U; u++) {
             if (u >= count)
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
                     value += widen(r[u].item[i]);
                 v[u].item[i] = narrow<T>(relu && value <= 0 ? A(0) : value);
             }
-            channels_store<T>(y + at + u * step, v[u], p.left, g.whole);
+            vector_store(y + at + u * step, v[u], p.left, g.whole);
         }
     }
 }

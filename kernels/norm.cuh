@@ -7,6 +7,7 @@
 #ifndef ASEN_NORM_CUH
 #define ASEN_NORM_CUH
 
+#include "block.cuh"
 #include "channels.cuh"
 
 enum { NORM_THREADS = 256, NORM_MOST_ROWS = 64, NORM_LEAST_ROWS = 4 };
@@ -29,7 +30,7 @@ template <typename T> static int norm_grid_make(const asen_tensor *x, int64_t gr
 {
     norm_grid g;
     int64_t C = x->shape[1], rows = x->shape[0] / groups * x->shape[2] * x->shape[3];
-    int64_t vectors = ceil_div(C, channels_of<T>::count);
+    int64_t vectors = ceil_div(C, vector_size<T>);
     if (groups > 65535 || groups * C > INT32_MAX / 8)
         return ASEN_DECLINED;
     g.rows = rows;
@@ -78,7 +79,7 @@ template <typename T> __device__ __forceinline__ norm_place norm_place_of(const 
     unsigned tile = block % (unsigned)g.tiles;
     p.chunk = (int)(block / (unsigned)g.tiles);
     p.group = (int)(backwards ? gridDim.y - 1 - blockIdx.y : blockIdx.y);
-    p.channel = (int)(tile * g.across + (threadIdx.x & (g.across - 1))) * channels_of<T>::count;
+    p.channel = (int)(tile * g.across + (threadIdx.x & (g.across - 1))) * vector_size<T>;
     p.left = g.C - p.channel;
     p.row = (int)threadIdx.x / g.across;
     int64_t first = (int64_t)p.chunk * g.chunk_rows, rest = g.rows - first;
@@ -91,26 +92,6 @@ template <typename T> __device__ __forceinline__ norm_place norm_place_of(const 
 __device__ __forceinline__ int norm_rows_left(const norm_grid &g, const norm_place &p, int row)
 {
     return (p.rows - row + g.down - 1) >> g.down_log2;
-}
-
-/* Adds up v over the block's threads of equal channels, as a tree; the threads of row 0 hold the sum.
- * tile: shared memory for a value a thread and K. */
-template <typename A, int K> __device__ __forceinline__ void norm_tile_sum(A (&v)[K], A *tile, const norm_grid &g)
-{
-    int tid = threadIdx.x;
-#pragma unroll
-    for (int k = 0; k < K; k++)
-        tile[k * NORM_THREADS + tid] = v[k];
-    for (int half = NORM_THREADS / 2; half >= g.across; half /= 2) {
-        __syncthreads();
-        if (tid < half)
-#pragma unroll
-            for (int k = 0; k < K; k++)
-                tile[k * NORM_THREADS + tid] += tile[k * NORM_THREADS + tid + half];
-    }
-#pragma unroll
-    for (int k = 0; k < K; k++)
-        v[k] = tile[k * NORM_THREADS + tid]; /* what rows above 0 read is not used */
 }
 
 /* Offset of the partial sum `kind` of a chunk: scratch[kind][group][chunk][C]. */

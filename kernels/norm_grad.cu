@@ -21,13 +21,13 @@ template <typename T> struct norm_grad_arrays {
 
 /* d of U rows, rounded as dresidual is: in v, from dy and y. */
 template <typename T, int U>
-__device__ __forceinline__ void norm_cut(channel_vector<T> (&v)[U], const channel_vector<T> (&y)[U], int count)
+__device__ __forceinline__ void norm_cut(vector<T> (&v)[U], const vector<T> (&y)[U], int count)
 {
 #pragma unroll
     for (int u = 0; u < U; u++)
         if (u < count)
 #pragma unroll
-            for (int i = 0; i < channels_of<T>::count; i++)
+            for (int i = 0; i < vector_size<T>; i++)
                 if (!(widen(y[u].item[i]) > 0))
                     v[u].item[i] = narrow<T>(0);
 }
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
                           accumulator<T> *__restrict__ partial)
 {
     typedef accumulator<T> A;
-    enum { V = channels_of<T>::count, U = GRAD_UNROLL };
+    enum { V = vector_size<T>, U = GRAD_UNROLL };
     ASEN_SHARED(A, tile, [2 * V * NORM_THREADS]);
     const T *__restrict__ dy = a.dy, *__restrict__ x = a.x, *__restrict__ y = a.y;
     norm_place p = norm_place_of<T>(g, true);
@@ -48,7 +48,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
     for (int i = 0; i < 2 * V; i++)
         sums[i] = 0;
     if (p.left > 0) {
-        channel_vector<T> d[U], v[U], cut[U];
+        vector<T> d[U], v[U], cut[U];
         int64_t step = (int64_t)g.down * g.C;
 #pragma unroll
         for (int i = 0; i < V; i++)
@@ -56,10 +56,10 @@ __global__ void __launch_bounds__(NORM_THREADS)
         for (int row = p.row; row < p.rows; row += U * g.down) {
             int count = norm_rows_left(g, p, row);
             int64_t at = p.at + (int64_t)row * g.C;
-            channels_load_rows<T, U>(d, dy + at, step, count, p.left, g.whole);
-            channels_load_rows<T, U>(v, x + at, step, count, p.left, g.whole);
+            channels_load_rows(d, dy + at, step, count, p.left, g.whole);
+            channels_load_rows(v, x + at, step, count, p.left, g.whole);
             if (y) {
-                channels_load_rows<T, U>(cut, y + at, step, count, p.left, g.whole);
+                channels_load_rows(cut, y + at, step, count, p.left, g.whole);
                 norm_cut<T, U>(d, cut, count);
             }
 #pragma unroll
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
                     }
         }
     }
-    norm_tile_sum<A, 2 * V>(sums, tile, g);
+    block_tree<NORM_THREADS>(sums, tile, p.row, g.down, g.across, sum_of());
     if (p.row != 0)
         return;
 #pragma unroll
@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
                            const accumulator<T> *__restrict__ coefficients)
 {
     typedef accumulator<T> A;
-    enum { V = channels_of<T>::count, U = GRAD_UNROLL };
+    enum { V = vector_size<T>, U = GRAD_UNROLL };
     const T *__restrict__ dy = a.dy, *__restrict__ x = a.x, *__restrict__ y = a.y;
     T *__restrict__ dx = a.dx, *__restrict__ dresidual = a.dresidual;
     norm_place p = norm_place_of<T>(g, false);
@@ -148,16 +148,16 @@ __global__ void __launch_bounds__(NORM_THREADS)
         flat[i] = coefficients[kind + at];
         slope[i] = coefficients[2 * kind + at];
     }
-    channel_vector<T> d[U], v[U], cut[U];
+    vector<T> d[U], v[U], cut[U];
     int64_t step = (int64_t)g.down * g.C;
     for (int row = p.row; row < p.rows; row += U * g.down) {
         int count = norm_rows_left(g, p, row);
         int64_t at = p.at + (int64_t)row * g.C;
-        channels_load_rows<T, U>(d, dy + at, step, count, p.left, g.whole);
+        channels_load_rows(d, dy + at, step, count, p.left, g.whole);
         if (training)
-            channels_load_rows<T, U>(v, x + at, step, count, p.left, g.whole);
+            channels_load_rows(v, x + at, step, count, p.left, g.whole);
         if (y) {
-            channels_load_rows<T, U>(cut, y + at, step, count, p.left, g.whole);
+            channels_load_rows(cut, y + at, step, count, p.left, g.whole);
             norm_cut<T, U>(d, cut, count);
         }
 #pragma unroll
@@ -165,7 +165,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
             if (u >= count)
                 break;
             if (dresidual)
-                channels_store<T>(dresidual + at + u * step, d[u], p.left, g.whole);
+                vector_store(dresidual + at + u * step, d[u], p.left, g.whole);
 #pragma unroll
             for (int i = 0; i < V; i++) {
                 A value = widen(d[u].item[i]);
@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
                     value += flat[i] + slope[i] * (widen(v[u].item[i]) - center[i]);
                 d[u].item[i] = narrow<T>(scale[i] * value);
             }
-            channels_store<T>(dx + at + u * step, d[u], p.left, g.whole);
+            vector_store(dx + at + u * step, d[u], p.left, g.whole);
         }
     }
 }

@@ -7,13 +7,14 @@
  * AdamW 7 n s, unscaling 2 n s. */
 #include <pthread.h>
 
-#include "kernels.cuh"
+#include "block.cuh"
+#include "vector.cuh"
 
 enum { OPTIM_THREADS = 256, CHUNK_VECTORS = 4, TABLE_ENTRIES = 80 };
 
 /* Elements of a chunk: CHUNK_VECTORS vectors of 16 bytes a thread. */
 template <typename T> struct chunk_of {
-    static constexpr int V = 16 / (int)sizeof(T), elements = OPTIM_THREADS * CHUNK_VECTORS * V;
+    static constexpr int elements = OPTIM_THREADS * CHUNK_VECTORS * vector_size<T>;
 };
 
 /* Arguments of a kernel may take 4 KB. */
@@ -37,37 +38,6 @@ __device__ __forceinline__ int table_find(const optim_table &t, int chunk)
             high = middle - 1;
     }
     return low;
-}
-
-/* A thread's piece of a chunk: a vector at p + at, or the `left` elements that there are, one by one. */
-template <typename T> using pack = vector_of<T, chunk_of<T>::V>;
-
-template <typename T> __device__ __forceinline__ void pack_load(pack<T> &v, const T *p, int64_t at, int64_t left, bool whole)
-{
-    if (whole) {
-        v = *reinterpret_cast<const pack<T> *>(p + at);
-        return;
-    }
-#pragma unroll
-    for (int i = 0; i < chunk_of<T>::V; i++)
-        v.item[i] = i < left ? p[at + i] : T(0);
-}
-
-template <typename T> __device__ __forceinline__ void pack_store(T *p, const pack<T> &v, int64_t at, int64_t left, bool whole)
-{
-    if (whole) {
-        *reinterpret_cast<pack<T> *>(p + at) = v;
-        return;
-    }
-#pragma unroll
-    for (int i = 0; i < chunk_of<T>::V; i++)
-        if (i < left)
-            p[at + i] = v.item[i];
-}
-
-__device__ __forceinline__ bool all_aligned(const void *a, const void *b, const void *c, const void *d)
-{
-    return (((size_t)a | (size_t)b | (size_t)c | (size_t)d) & 15) == 0;
 }
 
 /* ---- one step ---- */
@@ -104,32 +74,32 @@ template <typename T> __device__ __forceinline__ void optim_element(const optim_
 /* Tensors of the table, in place. Bytes: see above. */
 template <typename T> __global__ void __launch_bounds__(OPTIM_THREADS) optim_kernel(optim_table t, optim_scalars<T> s)
 {
-    enum { V = chunk_of<T>::V };
+    enum { V = vector_size<T> };
     int k = table_find(t, (int)blockIdx.x);
     int64_t length = t.length[k], begin = (int64_t)((int)blockIdx.x - t.chunk[k]) * chunk_of<T>::elements;
     int64_t end = begin + chunk_of<T>::elements < length ? begin + chunk_of<T>::elements : length;
     T *param = (T *)t.param[k], *first = (T *)t.first[k], *second = (T *)t.second[k];
     const T *grad = (const T *)t.grad[k];
-    bool aligned = all_aligned(param, grad, first, second), reads_first = first && !(s.sgd && s.is_first);
-    pack<T> p, g, m, v;
+    bool aligned = vector_aligned(param, grad, first, second), reads_first = first && !(s.sgd && s.is_first);
+    vector<T> p, g, m, v;
 #pragma unroll 1 /* four loads in flight are enough; more would cost registers */
     for (int64_t at = begin + threadIdx.x * V; at < end; at += OPTIM_THREADS * V) {
         int64_t left = length - at;
         bool whole = aligned && left >= V;
-        pack_load<T>(p, param, at, left, whole);
-        pack_load<T>(g, grad, at, left, whole);
+        vector_load(p, param + at, left, whole);
+        vector_load(g, grad + at, left, whole);
         if (reads_first)
-            pack_load<T>(m, first, at, left, whole);
+            vector_load(m, first + at, left, whole);
         if (second)
-            pack_load<T>(v, second, at, left, whole);
+            vector_load(v, second + at, left, whole);
 #pragma unroll
         for (int i = 0; i < V; i++)
             optim_element<T>(s, p.item[i], g.item[i], m.item[i], v.item[i]);
-        pack_store<T>(param, p, at, left, whole);
+        vector_store(param + at, p, left, whole);
         if (first)
-            pack_store<T>(first, m, at, left, whole);
+            vector_store(first + at, m, left, whole);
         if (second)
-            pack_store<T>(second, v, at, left, whole);
+            vector_store(second + at, v, left, whole);
     }
 }
 
@@ -208,18 +178,18 @@ extern "C" int cuda_optim_step(void *self, const asen_optim_call *call)
  * before: a block writes it once at most, and each the same. Bytes: 2 n s. */
 template <typename T> __global__ void __launch_bounds__(OPTIM_THREADS) unscale_kernel(optim_table t, T factor, int *infinite)
 {
-    enum { V = chunk_of<T>::V };
+    enum { V = vector_size<T> };
     int k = table_find(t, (int)blockIdx.x), strange = 0;
     int64_t length = t.length[k], begin = (int64_t)((int)blockIdx.x - t.chunk[k]) * chunk_of<T>::elements + threadIdx.x * V;
     T *param = (T *)t.param[k];
-    bool aligned = all_aligned(param, NULL, NULL, NULL);
+    bool aligned = vector_aligned(param);
     ASEN_SHARED(int, partial, [32]);
-    pack<T> p[CHUNK_VECTORS];
+    vector<T> p[CHUNK_VECTORS];
 #pragma unroll
     for (int j = 0; j < CHUNK_VECTORS; j++) {
         int64_t at = begin + (int64_t)j * OPTIM_THREADS * V, left = length - at;
         if (left > 0)
-            pack_load<T>(p[j], param, at, left, aligned && left >= V);
+            vector_load(p[j], param + at, left, aligned && left >= V);
     }
 #pragma unroll
     for (int j = 0; j < CHUNK_VECTORS; j++) {
@@ -231,7 +201,7 @@ template <typename T> __global__ void __launch_bounds__(OPTIM_THREADS) unscale_k
             strange |= !(p[j].item[i] - p[j].item[i] == 0); /* inf - inf and NaN are NaN */
             p[j].item[i] *= factor;
         }
-        pack_store<T>(param, p[j], at, left, aligned && left >= V);
+        vector_store(param + at, p[j], left, aligned && left >= V);
     }
     if (block_sum(strange, partial) != 0 && threadIdx.x == 0)
         *infinite = 1;

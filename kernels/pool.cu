@@ -18,41 +18,29 @@ typedef struct pool_window {
 
 /* V int32 indices in loads and stores of 16 bytes at most. */
 template <typename T> struct index_vector {
-    enum { V = channels_of<T>::count, PART = V < 4 ? V : 4 };
+    enum { V = vector_size<T>, PART = V < 4 ? V : 4 };
     int item[V];
 
     __device__ __forceinline__ void load(const int *__restrict__ p, int left, bool whole)
     {
-        typedef vector_of<int, PART> part;
 #pragma unroll
         for (int i = 0; i < V; i += PART) {
-            if (whole) {
-                part v = *reinterpret_cast<const part *>(p + i);
+            vector_of<int, PART> part;
+            vector_load(part, p + i, left - i, whole, -1);
 #pragma unroll
-                for (int j = 0; j < PART; j++)
-                    item[i + j] = v.item[j];
-            } else
-#pragma unroll
-                for (int j = 0; j < PART; j++)
-                    item[i + j] = i + j < left ? p[i + j] : -1;
+            for (int j = 0; j < PART; j++)
+                item[i + j] = part.item[j];
         }
     }
     __device__ __forceinline__ void store(int *__restrict__ p, int left, bool whole) const
     {
-        typedef vector_of<int, PART> part;
 #pragma unroll
         for (int i = 0; i < V; i += PART) {
-            if (whole) {
-                part v;
+            vector_of<int, PART> part;
 #pragma unroll
-                for (int j = 0; j < PART; j++)
-                    v.item[j] = item[i + j];
-                *reinterpret_cast<part *>(p + i) = v;
-            } else
-#pragma unroll
-                for (int j = 0; j < PART; j++)
-                    if (i + j < left)
-                        p[i + j] = item[i + j];
+            for (int j = 0; j < PART; j++)
+                part.item[j] = item[i + j];
+            vector_store(p + i, part, left - i, whole);
         }
     }
 };
@@ -66,13 +54,13 @@ template <typename T>
 __global__ void __launch_bounds__(POOL_THREADS, 4)
     max_pool2d_kernel(const T *__restrict__ x, pool_window w, T *__restrict__ y, int *__restrict__ index)
 {
-    enum { V = channels_of<T>::count };
+    enum { V = vector_size<T> };
     for (int64_t n = blockIdx.y; n < w.N; n += gridDim.y)
         for (int pixel = pool_first(w); pixel < w.P * w.Q; pixel += pool_step(w)) {
             int h0 = pixel / w.Q * w.stride[0] - w.padding[0], w0 = pixel % w.Q * w.stride[1] - w.padding[1];
             for (int c = (threadIdx.x & (w.across - 1)) * V; c < w.C; c += w.across * V) {
                 const T *plane = x + n * w.H * w.W * w.C + c;
-                channel_vector<T> v;
+                vector<T> v;
                 accumulator<T> best[V];
                 index_vector<T> at;
 #pragma unroll
@@ -83,7 +71,7 @@ __global__ void __launch_bounds__(POOL_THREADS, 4)
                 for (int h = h0 < 0 ? 0 : h0; h < h0 + w.kernel[0] && h < w.H; h++)
                     for (int q = w0 < 0 ? 0 : w0; q < w0 + w.kernel[1] && q < w.W; q++) {
                         int here = h * w.W + q;
-                        channels_load<T>(v, plane + (int64_t)here * w.C, w.C - c, w.whole);
+                        vector_load(v, plane + (int64_t)here * w.C, w.C - c, w.whole);
 #pragma unroll
                         for (int i = 0; i < V; i++) {
                             accumulator<T> value = widen(v.item[i]);
@@ -97,7 +85,7 @@ __global__ void __launch_bounds__(POOL_THREADS, 4)
                 for (int i = 0; i < V; i++)
                     v.item[i] = narrow<T>(best[i]);
                 int64_t to = (n * w.P * w.Q + pixel) * w.C + c;
-                channels_store<T>(y + to, v, w.C - c, w.whole);
+                vector_store(y + to, v, w.C - c, w.whole);
                 at.store(index + to, w.C - c, w.whole);
             }
         }
@@ -116,7 +104,7 @@ template <typename T>
 __global__ void __launch_bounds__(POOL_THREADS, 4)
     max_pool2d_grad_kernel(const T *__restrict__ dy, const int *__restrict__ index, pool_window w, T *__restrict__ dx)
 {
-    enum { V = channels_of<T>::count };
+    enum { V = vector_size<T> };
     for (int64_t n = blockIdx.y; n < w.N; n += gridDim.y)
         for (int pixel = pool_first(w); pixel < w.H * w.W; pixel += pool_step(w)) {
             int p0, p1, q0, q1;
@@ -124,7 +112,7 @@ __global__ void __launch_bounds__(POOL_THREADS, 4)
             pool_covering(pixel % w.W, w.kernel[1], w.stride[1], w.padding[1], w.Q, &q0, &q1);
             for (int c = (threadIdx.x & (w.across - 1)) * V; c < w.C; c += w.across * V) {
                 int64_t plane = n * w.P * w.Q * w.C + c;
-                channel_vector<T> v;
+                vector<T> v;
                 accumulator<T> sum[V];
                 index_vector<T> at;
 #pragma unroll
@@ -134,7 +122,7 @@ __global__ void __launch_bounds__(POOL_THREADS, 4)
                     for (int q = q0; q <= q1; q++) {
                         int64_t from = plane + (int64_t)(p * w.Q + q) * w.C;
                         at.load(index + from, w.C - c, w.whole);
-                        channels_load<T>(v, dy + from, w.C - c, w.whole);
+                        vector_load(v, dy + from, w.C - c, w.whole);
 #pragma unroll
                         for (int i = 0; i < V; i++)
                             if (at.item[i] == pixel)
@@ -143,7 +131,7 @@ __global__ void __launch_bounds__(POOL_THREADS, 4)
 #pragma unroll
                 for (int i = 0; i < V; i++)
                     v.item[i] = narrow<T>(sum[i]);
-                channels_store<T>(dx + (n * w.H * w.W + pixel) * w.C + c, v, w.C - c, w.whole);
+                vector_store(dx + (n * w.H * w.W + pixel) * w.C + c, v, w.C - c, w.whole);
             }
         }
 }
@@ -178,7 +166,7 @@ static int window_make(const asen_tensor *x, const asen_tensor *y, const int64_t
 template <typename T> static dim3 pool_blocks(pool_window *w, int pixels, const void *a, const void *b, const void *index)
 {
     w->whole = channels_whole<T>(w->C, a, b, index);
-    w->across = channels_threads(ceil_div(w->C, channels_of<T>::count));
+    w->across = channels_threads(ceil_div(w->C, vector_size<T>));
     int64_t down = ceil_div(pixels, POOL_THREADS / w->across);
     return dim3((unsigned)(down < 65535 ? down : 65535), (unsigned)(w->N < 65535 ? w->N : 65535));
 }

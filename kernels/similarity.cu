@@ -4,6 +4,7 @@
  * (normalising) comes from the cache the second time. Bound by memory, every array once:
  *   cosine_similarity |a| + |b|, its gradient 2 (|a| + |b|); normalize 2 |x|, its gradient 3 |x|;
  *   arc_margin 2 |x|, its gradient 3 |x|. */
+#include "block.cuh"
 #include "channels.cuh"
 
 enum { ROW_THREADS = 128, ROW_WARPS = ROW_THREADS / 32 };
@@ -33,14 +34,14 @@ __global__ void __launch_bounds__(ROW_THREADS)
     cosine_similarity_kernel(const T *__restrict__ a, const T *__restrict__ b, row_shape s, T eps, T *__restrict__ y,
                              T *__restrict__ norm_a, T *__restrict__ norm_b)
 {
-    enum { V = channels_of<T>::count };
+    enum { V = vector_size<T> };
     for (int64_t n = row_first(); n < s.N; n += row_step()) {
         T aa = 0, bb = 0, ab = 0;
 #pragma unroll 2
         for (int d = (threadIdx.x % 32) * V; d < s.D; d += 32 * V) {
-            channel_vector<T> p, q;
-            channels_load<T>(p, a + n * s.D + d, s.D - d, s.whole);
-            channels_load<T>(q, b + n * s.D + d, s.D - d, s.whole);
+            vector<T> p, q;
+            vector_load(p, a + n * s.D + d, s.D - d, s.whole);
+            vector_load(q, b + n * s.D + d, s.D - d, s.whole);
 #pragma unroll
             for (int i = 0; i < V; i++) {
                 aa += p.item[i] * p.item[i];
@@ -66,22 +67,22 @@ __global__ void __launch_bounds__(ROW_THREADS)
                                   const T *__restrict__ norm_a, const T *__restrict__ norm_b, row_shape s, T eps, T *__restrict__ da,
                                   T *__restrict__ db)
 {
-    enum { V = channels_of<T>::count };
+    enum { V = vector_size<T> };
     for (int64_t n = row_first(); n < s.N; n += row_step()) {
         T slope = dy[n], cosine = y[n], na = norm_a[n], nb = norm_b[n];
         T along_a = na <= eps ? T(0) : cosine / na / na, along_b = nb <= eps ? T(0) : cosine / nb / nb, across = 1 / na / nb;
         for (int d = (threadIdx.x % 32) * V; d < s.D; d += 32 * V) {
-            channel_vector<T> p, q;
-            channels_load<T>(p, a + n * s.D + d, s.D - d, s.whole);
-            channels_load<T>(q, b + n * s.D + d, s.D - d, s.whole);
+            vector<T> p, q;
+            vector_load(p, a + n * s.D + d, s.D - d, s.whole);
+            vector_load(q, b + n * s.D + d, s.D - d, s.whole);
 #pragma unroll
             for (int i = 0; i < V; i++) {
                 T u = p.item[i], v = q.item[i];
                 p.item[i] = slope * (v * across - along_a * u);
                 q.item[i] = slope * (u * across - along_b * v);
             }
-            channels_store<T>(da + n * s.D + d, p, s.D - d, s.whole);
-            channels_store<T>(db + n * s.D + d, q, s.D - d, s.whole);
+            vector_store(da + n * s.D + d, p, s.D - d, s.whole);
+            vector_store(db + n * s.D + d, q, s.D - d, s.whole);
         }
     }
 }
@@ -93,23 +94,23 @@ template <typename T>
 __global__ void __launch_bounds__(ROW_THREADS)
     normalize_kernel(const T *__restrict__ x, row_shape s, T eps, T *__restrict__ y, T *__restrict__ norm)
 {
-    enum { V = channels_of<T>::count };
+    enum { V = vector_size<T> };
     for (int64_t n = row_first(); n < s.N; n += row_step()) {
-        channel_vector<T> v;
+        vector<T> v;
         T squares = 0;
         for (int d = (threadIdx.x % 32) * V; d < s.D; d += 32 * V) {
-            channels_load<T>(v, x + n * s.D + d, s.D - d, s.whole);
+            vector_load(v, x + n * s.D + d, s.D - d, s.whole);
 #pragma unroll
             for (int i = 0; i < V; i++)
                 squares += v.item[i] * v.item[i];
         }
         T length = row_norm(warp_sum(squares), eps);
         for (int d = (threadIdx.x % 32) * V; d < s.D; d += 32 * V) {
-            channels_load<T>(v, x + n * s.D + d, s.D - d, s.whole);
+            vector_load(v, x + n * s.D + d, s.D - d, s.whole);
 #pragma unroll
             for (int i = 0; i < V; i++)
                 v.item[i] /= length;
-            channels_store<T>(y + n * s.D + d, v, s.D - d, s.whole);
+            vector_store(y + n * s.D + d, v, s.D - d, s.whole);
         }
         if (threadIdx.x % 32 == 0)
             norm[n] = length;
@@ -123,15 +124,15 @@ __global__ void __launch_bounds__(ROW_THREADS)
     normalize_grad_kernel(const T *__restrict__ dy, const T *__restrict__ y, const T *__restrict__ norm, row_shape s, T eps,
                           T *__restrict__ dx)
 {
-    enum { V = channels_of<T>::count };
+    enum { V = vector_size<T> };
     for (int64_t n = row_first(); n < s.N; n += row_step()) {
-        channel_vector<T> slope, v;
+        vector<T> slope, v;
         T length = norm[n], along = 0;
         if (!(length <= eps))
 #pragma unroll 2
             for (int d = (threadIdx.x % 32) * V; d < s.D; d += 32 * V) {
-                channels_load<T>(slope, dy + n * s.D + d, s.D - d, s.whole);
-                channels_load<T>(v, y + n * s.D + d, s.D - d, s.whole);
+                vector_load(slope, dy + n * s.D + d, s.D - d, s.whole);
+                vector_load(v, y + n * s.D + d, s.D - d, s.whole);
 #pragma unroll
                 for (int i = 0; i < V; i++)
                     along += slope.item[i] * v.item[i];
@@ -139,12 +140,12 @@ __global__ void __launch_bounds__(ROW_THREADS)
         along = warp_sum(along);
 #pragma unroll 2
         for (int d = (threadIdx.x % 32) * V; d < s.D; d += 32 * V) {
-            channels_load<T>(slope, dy + n * s.D + d, s.D - d, s.whole);
-            channels_load<T>(v, y + n * s.D + d, s.D - d, s.whole);
+            vector_load(slope, dy + n * s.D + d, s.D - d, s.whole);
+            vector_load(v, y + n * s.D + d, s.D - d, s.whole);
 #pragma unroll
             for (int i = 0; i < V; i++)
                 slope.item[i] = (slope.item[i] - v.item[i] * along) / length;
-            channels_store<T>(dx + n * s.D + d, slope, s.D - d, s.whole);
+            vector_store(dx + n * s.D + d, slope, s.D - d, s.whole);
         }
     }
 }

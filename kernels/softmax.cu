@@ -4,6 +4,7 @@
  * written once. A position's elements are `step` apart; threads that share it (lanes) take them in turn. Along
  * the innermost dim the lanes lie side by side, along another one positions do: either way loads are
  * coalesced. Maxima and sums are trees in shared memory, so their order is fixed. */
+#include "block.cuh"
 #include "index.cuh"
 
 namespace {
@@ -25,22 +26,14 @@ struct softmax_arguments {
 };
 
 /* Over the lanes of a position, in all of them; `shared` has a value for each thread. */
-template <bool MAX, typename A>
-__device__ __forceinline__ A over_lanes(A value, A *shared, int lane, int lanes, int lane_step)
+template <typename A, typename F>
+__device__ __forceinline__ A over_lanes(A value, A *shared, int lane, int lanes, int lane_step, F combine)
 {
-    int thread = threadIdx.x;
+    A v[1] = {value};
     __syncthreads(); /* `shared` may still be read from the call before */
-    shared[thread] = value;
-    for (int half = lanes / 2; half > 0; half /= 2) {
-        __syncthreads();
-        if (lane < half) {
-            A other = shared[thread + half * lane_step];
-            value = !MAX ? value + other : other > value || other != other ? other : value;
-            shared[thread] = value;
-        }
-    }
+    block_tree<BLOCK>(v, shared, lane, lanes, lane_step, combine);
     __syncthreads();
-    return shared[thread - lane * lane_step];
+    return shared[threadIdx.x - lane * lane_step];
 }
 
 /* x, y: positions x length. With CROSS_ENTROPY also loss (positions) = -log softmax at target, in [0, length). */
@@ -57,14 +50,12 @@ softmax_kernel(const T *x, T *y, const int64_t *target, accumulator<T> *loss, so
         int64_t position = tile + column, end = position < p.positions ? p.length : 0;
         int64_t at = position / p.inner * p.length * p.inner + position % p.inner;
         A max = -A(INFINITY), sum = 0;
-        for (int64_t k = lane; k < end; k += p.lanes) {
-            A value = widen(x[at + k * p.inner]);
-            max = value > max || value != value ? value : max;
-        }
-        max = over_lanes<true>(max, shared, lane, p.lanes, lane_step);
+        for (int64_t k = lane; k < end; k += p.lanes)
+            max = max_of()(max, A(widen(x[at + k * p.inner])));
+        max = over_lanes(max, shared, lane, p.lanes, lane_step, max_of());
         for (int64_t k = lane; k < end; k += p.lanes)
             sum += exponential(widen(x[at + k * p.inner]) - max);
-        sum = over_lanes<false>(sum, shared, lane, p.lanes, lane_step);
+        sum = over_lanes(sum, shared, lane, p.lanes, lane_step, sum_of());
         A log_sum = logarithm(sum);
         for (int64_t k = lane; k < end; k += p.lanes) {
             A shifted = widen(x[at + k * p.inner]) - max;
@@ -143,7 +134,7 @@ __global__ void __launch_bounds__(BLOCK) mean_loss_kernel(const accumulator<T> *
     A sum = 0;
     for (int64_t n = threadIdx.x; n < N; n += BLOCK)
         sum += row_loss[n];
-    sum = over_lanes<false>(sum, shared, threadIdx.x, BLOCK, 1);
+    sum = over_lanes(sum, shared, threadIdx.x, BLOCK, 1, sum_of());
     if (threadIdx.x == 0)
         *loss = narrow<T>(sum / (A)N);
 }
