@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DELETE_ON_ERROR:
 .PHONY: help system venv install fashion-mnist test-packages test lint sanitize tsan forks fuzz cuda test-gpu sanitize-gpu \
-        cuda-packages test-sim cudnn-plans interrupts dev clean force
+        cuda-packages test-sim mutants cudnn-plans interrupts dev clean force
 
 help:           ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/:/'
@@ -67,7 +67,13 @@ test-sim: cuda-packages ## run the device's tests on a simulated GPU, and the si
 	$(PY) -m pytest tests/test_cudasim.py
 	ASENPP_CUDA_PLUGIN=build/cudasim/_asen_cuda_sim.so $(PY) -m pytest tests/cuda
 	ASENPP_CUDA_PLUGIN=build/cudasim/_asen_cuda_check.so ASENPP_NO_MEMORY_CACHE=1 $(PY) -m pytest \
-	    tests/cuda/test_cuda_ops.py tests/cuda/test_cuda_device.py
+	    tests/cuda/test_cuda_ops.py tests/cuda/test_cuda_kernels.py tests/cuda/test_cuda_device.py
+	ASENPP_CUDA_PLUGIN=build/cudasim/_asen_cuda_sim.so CUDASIM_DEVICE=tests/cudasim/devices/one_multiprocessor.json \
+	    CUDASIM_QUEUE=drawn CUDASIM_SEED=$(or $(SEED),1) $(PY) -m pytest \
+	    tests/cuda/test_cuda_ops.py tests/cuda/test_cuda_kernels.py tests/cuda/test_cuda_device.py
+
+mutants: cuda-packages  ## take each barrier and alignment test out of the kernels: some test fails (build/mutants.json)
+	$(PY) tests/cudasim/mutants.py --kinds barrier alignment --named --json build/mutants.json
 
 cudnn-plans: cuda-packages ## plan all convolutions with the real cuDNN, without a GPU (DEVICES=folder of descriptions)
 	$(PY) tests/cudnn_plans/plans.py --devices $(or $(DEVICES),../shared/cudnn-devices)
