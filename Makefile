@@ -12,7 +12,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DELETE_ON_ERROR:
 .PHONY: help system venv install fashion-mnist test-packages test lint sanitize tsan forks fuzz cuda test-gpu sanitize-gpu \
-        cuda-packages test-sim mutants cudnn-plans interrupts dev clean force
+        cuda-packages test-sim mutants cudnn-plans interrupts inplace dev clean force
 
 help:           ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/:/'
@@ -35,6 +35,9 @@ tsan: test-packages     ## run threads that train, infer, load, save and switch 
 
 forks: test-packages    ## fork while threads compute; every child computes the same (FORKS=1000)
 	PYTHONPATH=. $(PY) tests/fork_kit.py --forks $(or $(FORKS),1000)
+
+inplace: test-packages  ## random programs of views and writes in place beside PyTorch (PROGRAMS=50000, SEED=1)
+	$(PY) tests/inplace_programs.py --programs $(or $(PROGRAMS),50000) --seed $(or $(SEED),1) --json build/inplace.json
 
 fuzz: test-packages     ## mutate JPEG, YAML and checkpoint files (COUNT=20000 each, SEED=1)
 	PYTHON=$(PY) sh tests/fuzz/run.sh $(or $(COUNT),20000) $(or $(SEED),1)

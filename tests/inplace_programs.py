@@ -332,6 +332,7 @@ def main() -> int:
               "seconds": round(time.time() - begin, 1)}
     print(json.dumps(result, indent=1))
     if args.json:
+        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
     return 1 if differ else 0
 

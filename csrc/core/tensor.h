@@ -21,7 +21,7 @@ struct asen_tensor {
     int64_t offset;                /* in elements */
     ASEN_ATOMIC(asen_history *) history; /* owned; NULL: no gradient is wanted. Only by the functions below: */
     int slot;                      /* which output of the history's op this is */
-    bool aliases_base;             /* of those, the one that the others are views of */
+    ASEN_ATOMIC(bool) aliases_base; /* of those, the one that the others are views of */
     bool unrecorded_view;          /* a view, made while nothing was recorded */
     ASEN_ATOMIC(asen_history *) aliases; /* owned; the tensors that are views of one another (autograd/inplace.h), or NULL;
                                       set once */
