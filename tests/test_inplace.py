@@ -398,6 +398,34 @@ def test_threads_write_one_tensor_in_place():
     np.testing.assert_array_equal(values(a.grad), np.full(64, 5.0))
 
 
+def test_a_write_while_an_op_runs_is_seen_by_backward():
+    """Another thread overwrites an input during the op: backward raises, unless what it reads is what the op read."""
+    rng = np.random.default_rng(0)
+    x = _asen.from_numpy(rng.standard_normal(1 << 22).astype(np.float32)).clone().requires_grad_()
+    w = _asen.from_numpy(rng.standard_normal(1 << 22).astype(np.float32)).clone()
+    for number in range(30):
+        go, w_now = threading.Barrier(2), float(number)
+
+        def write():
+            go.wait()
+            for _ in range(number * 40):
+                pass
+            w[:1].fill_(w_now)
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        go.wait()
+        y = x * w
+        thread.join()
+        try:
+            y.backward(y)
+        except ValueError as error:
+            assert "changed in place" in str(error)
+        else:
+            assert y[0].item() == np.float32(x[0].item()) * np.float32(w_now), f"round {number}"
+    (x * w).sum().backward()
+
+
 # -- at random -----------------------------------------------------------------------------------------
 
 def test_random_programs_do_what_pytorchs_do():

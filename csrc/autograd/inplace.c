@@ -361,7 +361,7 @@ static int as_value(const asen_tensor *self, asen_tensor *source, asen_tensor **
         if (status == ASEN_OK)
             status = asen_tensor_copy_into(here, wide);
         if (status == ASEN_OK)
-            status = asen_tape_record(ASEN_OP_copy, &wide, &wide, 1, &copy, &here, 1);
+            status = asen_tape_record(ASEN_OP_copy, &wide, &wide, NULL, 1, &copy, &here, 1);
         *out = here;
     } else if (status == ASEN_OK && wide->dtype != self->dtype) {
         status = asen_op_apply1(ASEN_OP_copy, &wide, 1, &copy, out);

@@ -16,9 +16,12 @@ int asen_op_apply(asen_op op, asen_tensor *const *in, int n_in, const asen_attrs
         own = *attrs;
     else
         asen_schema_defaults(op, &own);
+    uint64_t versions[ASEN_FEW_INPUTS]; /* rows of more inputs save none */
+    for (int i = 0; i < n_in && i < ASEN_FEW_INPUTS; i++)
+        versions[i] = in[i] == NULL ? 0 : atomic_load(&in[i]->storage->version);
     int status = asen_op_run_used(op, in, n_in, &own, used, out, n_out);
     if (status == ASEN_OK) {
-        status = asen_tape_record(op, in, used, n_in, &own, out, *n_out);
+        status = asen_tape_record(op, in, used, n_in <= ASEN_FEW_INPUTS ? versions : NULL, n_in, &own, out, *n_out);
         if (status == ASEN_OK && (asen_op_get(op)->flags & ASEN_IS_VIEW) && out[0]->storage == in[0]->storage)
             status = asen_aliases_join(in[0], out[0]);
         if (status != ASEN_OK) {

@@ -141,8 +141,8 @@ bool asen_tape_is_leaf(const asen_tensor *tensor)
     return leaf;
 }
 
-int asen_tape_record(asen_op op, asen_tensor *const *in, asen_tensor *const *used, int n_in, const asen_attrs *attrs,
-                     asen_tensor *const *out, int n_out)
+int asen_tape_record(asen_op op, asen_tensor *const *in, asen_tensor *const *used, const uint64_t *versions, int n_in,
+                     const asen_attrs *attrs, asen_tensor *const *out, int n_out)
 {
     const asen_schema *schema = asen_schema_get(op);
     bool wanted = false;
@@ -173,7 +173,9 @@ int asen_tape_record(asen_op op, asen_tensor *const *in, asen_tensor *const *use
             status = asen_tensor_detach(used[i], &node->saved_in[i]);
             if (status != ASEN_OK)
                 goto fail;
-            node->saved_in_version[i] = atomic_load(&used[i]->storage->version);
+            node->saved_in_version[i] = versions != NULL && used[i]->storage == in[i]->storage
+                                            ? versions[i]
+                                            : atomic_load(&used[i]->storage->version);
         }
     }
     for (int k = 0; k < n_out; k++) {

@@ -79,9 +79,10 @@ bool asen_grad_enabled(void);              /* of this thread */
 bool asen_grad_set_enabled(bool enabled);  /* returns the previous state */
 
 /* Records an op that was run: gives out[0 .. n_out) a node if an input has one. `used` are the inputs
- * as the kernel saw them (laid out): those are what is saved. */
-int asen_tape_record(asen_op op, asen_tensor *const *in, asen_tensor *const *used, int n_in, const asen_attrs *attrs,
-                     asen_tensor *const *out, int n_out);
+ * as the kernel saw them (laid out): those are what is saved. `versions` are those of the inputs' storages before the op
+ * ran, so that what another thread wrote meanwhile is noticed; NULL: as they are now, for ops that save nothing. */
+int asen_tape_record(asen_op op, asen_tensor *const *in, asen_tensor *const *used, const uint64_t *versions, int n_in,
+                     const asen_attrs *attrs, asen_tensor *const *out, int n_out);
 
 /* Gives `tensor` a leaf node (or takes it away). An error for the result of an op. */
 int asen_tape_set_leaf(asen_tensor *tensor, bool requires_grad);

@@ -336,7 +336,7 @@ static PyObject *method_to(PyObject *self, PyObject *args, PyObject *kwargs)
     Py_END_ALLOW_THREADS
     if (status == ASEN_OK) {
         const asen_attrs attrs = {.copy = {.dtype = dtype}};
-        status = asen_tape_record(ASEN_OP_copy, &tensor, &tensor, 1, &attrs, &moved, 1);
+        status = asen_tape_record(ASEN_OP_copy, &tensor, &tensor, NULL, 1, &attrs, &moved, 1);
     }
     if (status != ASEN_OK) {
         asen_tensor_release(moved);
