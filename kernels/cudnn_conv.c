@@ -20,7 +20,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static cudnnHandle_t handle;
 static int autotune = 1;    /* plans to try on real data; 1: the heuristics' choice as it stands */
 static bool direct_only;    /* for tests: cuDNN is not asked */
-static size_t most;         /* bytes of the largest workspace so far */
+static size_t max_workspace; /* bytes of the largest workspace so far */
 
 /* ---- the cache ---- */
 
@@ -83,8 +83,8 @@ static void generation_put(generation *g, entry *e, unsigned at)
     g->count++;
 }
 
-/* Room for one more in the young generation. */
-static int cache_make_room(void)
+/* Evicts the old generation where the young one is full. */
+static int cache_evict(void)
 {
     if (cache[young].count < GENERATION)
         return ASEN_OK;
@@ -144,7 +144,7 @@ static void forget(void)
     generation_clear(&cache[1]);
     cudnnDestroy(handle);
     handle = NULL;
-    most = 0;
+    max_workspace = 0;
 }
 
 void cuda_conv_forget(void)
@@ -224,14 +224,14 @@ static int workspace_new(const operands *o, size_t *bytes, void **out)
     *out = NULL;
     if (wanted == 0)
         return ASEN_OK;
-    if (wanted > most)
-        most = wanted;
-    if (wanted > SMALL && cuda_scratch_new(o->call, most, out) == ASEN_OK) {
-        *bytes = most;
+    if (wanted > max_workspace)
+        max_workspace = wanted;
+    if (wanted > SMALL && cuda_scratch_new(o->call, max_workspace, out) == ASEN_OK) {
+        *bytes = max_workspace;
         return ASEN_OK;
     }
     if (wanted > SMALL)
-        most = wanted; /* that much is not to be had any more, and asking costs all that is kept for reuse */
+        max_workspace = wanted; /* that much is not to be had any more, and asking costs all that is kept for reuse */
     return cuda_scratch_new(o->call, wanted, out);
 }
 
@@ -336,7 +336,7 @@ static int entry_get(const operands *o, const conv_spec *spec, entry **out)
         status = plan_new(o, spec, &e->plan);
     }
     if (status == ASEN_OK)
-        status = cache_make_room();
+        status = cache_evict();
     if (status == ASEN_OK) {
         generation_put(&cache[young], e, at);
         *out = e;

@@ -74,8 +74,8 @@ static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 /* Blocks for a grid-stride loop over `count` items: enough to fill the device, no more. */
 static inline unsigned grid_for(int64_t count, int block)
 {
-    int64_t wanted = ceil_div(count, block), most = (int64_t)cuda.multiprocessors * 32;
-    return (unsigned)(wanted < 1 ? 1 : wanted < most ? wanted : most);
+    int64_t wanted = ceil_div(count, block), limit = (int64_t)cuda.multiprocessors * 32;
+    return (unsigned)(wanted < 1 ? 1 : wanted < limit ? wanted : limit);
 }
 
 /* Records the first fault of a kernel: see cuda.h. */

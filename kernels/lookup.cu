@@ -237,8 +237,8 @@ normalize_pixels_kernel(const uint8_t *x, const T *table, T *y, int64_t count, i
 /* A few blocks a multiprocessor, so that filling the tables is a small part of a block's work. */
 unsigned pixel_blocks(int64_t count)
 {
-    int64_t wanted = ceil_div(count, BLOCK), most = (int64_t)cuda.multiprocessors * 8;
-    return (unsigned)(wanted < most ? wanted : most);
+    int64_t wanted = ceil_div(count, BLOCK), limit = (int64_t)cuda.multiprocessors * 8;
+    return (unsigned)(wanted < limit ? wanted : limit);
 }
 
 template <typename T, int V> int normalize_pixels(const asen_call *call, int64_t count)

@@ -12,7 +12,7 @@
 
 #include "matmul.h"
 
-enum { WORKSPACE = 32 << 20, BUCKETS = 256, MOST_PLANS = 4096 };
+enum { WORKSPACE = 32 << 20, BUCKETS = 256, MAX_PLANS = 4096 };
 
 typedef struct plan {
     struct plan *next;
@@ -130,10 +130,10 @@ static int algorithm_choose(plan *p)
     static const cublasLtMatmulPreferenceAttributes_t alignments[] = {
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
         CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES};
-    size_t most = WORKSPACE;
+    size_t limit = WORKSPACE;
     uint32_t alignment = (uint32_t)p->key.alignment;
     CUDA_STEP(CUBLAS_CALL(cublasLtMatmulPreferenceCreate(&preference)));
-    CUDA_STEP(preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &most, sizeof most));
+    CUDA_STEP(preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &limit, sizeof limit));
     for (int i = 0; i < 4; i++)
         CUDA_STEP(preference_set(preference, alignments[i], &alignment, sizeof alignment));
     cublasStatus_t answer = cublasLtMatmulAlgoGetHeuristic(handle, p->operation, p->b, p->a, p->y, p->y, preference, 1,
@@ -211,7 +211,7 @@ static int plan_get(const cuda_product *key, plan **out)
             *out = p;
             return ASEN_OK;
         }
-    if (plan_count >= MOST_PLANS)
+    if (plan_count >= MAX_PLANS)
         forget();
     int status = plan_new(key, out);
     if (status != ASEN_OK)

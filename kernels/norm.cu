@@ -67,11 +67,11 @@ __global__ void __launch_bounds__(NORM_THREADS)
 /* Joins the chunks of each group, and moves the running statistics group by group in order.
  * partial: [3][groups][chunks][C]; mean, invstd: (groups, C); running: (C). Bytes: the partial sums. */
 template <typename A>
-__global__ void __launch_bounds__(JOIN_MOST_THREADS, 1)
+__global__ void __launch_bounds__(JOIN_MAX_THREADS, 1)
     norm_join_kernel(const A *__restrict__ partial, norm_grid g, double momentum, double eps, A *__restrict__ running_mean,
                      A *__restrict__ running_var, A *__restrict__ mean, A *__restrict__ invstd)
 {
-    ASEN_SHARED(A, shared, [JOIN_MOST_THREADS / 32 * JOIN_CHANNELS]);
+    ASEN_SHARED(A, shared, [JOIN_MAX_THREADS / 32 * JOIN_CHANNELS]);
     int c = blockIdx.x * JOIN_CHANNELS + threadIdx.x % JOIN_CHANNELS;
     int lane = threadIdx.x / JOIN_CHANNELS, lanes = blockDim.x / JOIN_CHANNELS;
     bool inside = c < g.C, writes = inside && lane == 0;
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(JOIN_MOST_THREADS, 1)
     for (int group = 0; group < g.groups; group++) {
         const A *shifts = partial + norm_partial_at(g, 0, group, 0), *offsets = partial + norm_partial_at(g, 1, group, 0);
         const A *squares = partial + norm_partial_at(g, 2, group, 0);
-        A base = inside && g.chunks > 0 ? shifts[c] : A(0), sum = 0, spread = 0;
+        A base = inside && g.chunks > 0 ? shifts[c] : A(0), sum = 0, m2 = 0;
         for (int chunk = lane; inside && chunk < g.chunks; chunk += lanes) {
             int64_t rest = g.rows - (int64_t)chunk * g.chunk_rows, at = (int64_t)chunk * g.C + c;
             sum += (A)(rest < g.chunk_rows ? rest : g.chunk_rows) * (shifts[at] - base + offsets[at]);
@@ -89,9 +89,9 @@ __global__ void __launch_bounds__(JOIN_MOST_THREADS, 1)
         for (int chunk = lane; inside && chunk < g.chunks; chunk += lanes) {
             int64_t rest = g.rows - (int64_t)chunk * g.chunk_rows, at = (int64_t)chunk * g.C + c;
             A d = shifts[at] - base + offsets[at] - center;
-            spread += squares[at] + (A)(rest < g.chunk_rows ? rest : g.chunk_rows) * d * d;
+            m2 += squares[at] + (A)(rest < g.chunk_rows ? rest : g.chunk_rows) * d * d;
         }
-        A var = norm_join_sum(spread, shared) / (A)g.rows;
+        A var = norm_join_sum(m2, shared) / (A)g.rows;
         if (!writes)
             continue;
         moved_mean = (double)(A)((1 - momentum) * moved_mean + momentum * (double)(base + center));

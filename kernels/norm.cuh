@@ -10,7 +10,7 @@
 #include "block.cuh"
 #include "channels.cuh"
 
-enum { NORM_THREADS = 256, NORM_MOST_ROWS = 64, NORM_LEAST_ROWS = 4 };
+enum { NORM_THREADS = 256, NORM_MAX_ROWS = 64, NORM_MIN_ROWS = 4 };
 
 typedef struct norm_grid {
     int64_t rows; /* R, of one group */
@@ -44,10 +44,10 @@ template <typename T> static int norm_grid_make(const asen_tensor *x, int64_t gr
     for (g.down_log2 = 0; 1 << g.down_log2 < g.down; g.down_log2++)
         ;
     int64_t each = rows * groups * g.tiles / ((int64_t)cuda.multiprocessors * 16 * g.down);
-    if (each < NORM_LEAST_ROWS)
-        each = NORM_LEAST_ROWS;
-    if (each > NORM_MOST_ROWS)
-        each = NORM_MOST_ROWS;
+    if (each < NORM_MIN_ROWS)
+        each = NORM_MIN_ROWS;
+    if (each > NORM_MAX_ROWS)
+        each = NORM_MAX_ROWS;
     g.chunk_rows = (int)(each * g.down);
     int64_t chunks = ceil_div(rows, g.chunk_rows);
     if (chunks * g.tiles > INT32_MAX)
@@ -102,13 +102,13 @@ __host__ __device__ __forceinline__ int64_t norm_partial_at(const norm_grid &g, 
 
 /* The kernels that add up partial sums: a block takes 8 channels (a sector of memory) and, side by side,
  * up to 128 chunks of them. Few blocks with much to wait for: hence as many threads as there is work. */
-enum { JOIN_CHANNELS = 8, JOIN_MOST_THREADS = 1024 };
+enum { JOIN_CHANNELS = 8, JOIN_MAX_THREADS = 1024 };
 
 static inline unsigned norm_join_blocks(const norm_grid *g) { return (unsigned)ceil_div(g->C, JOIN_CHANNELS); }
 static inline unsigned norm_join_threads(const norm_grid *g)
 {
     unsigned threads = 32;
-    while (threads < JOIN_MOST_THREADS && (int)(threads / JOIN_CHANNELS) < g->chunks)
+    while (threads < JOIN_MAX_THREADS && (int)(threads / JOIN_CHANNELS) < g->chunks)
         threads *= 2;
     return threads;
 }

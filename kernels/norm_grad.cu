@@ -90,11 +90,11 @@ enum { COEFFICIENTS = 3 };
 /* Joins the chunks, in order. partial: [2][groups][chunks][C]; invstd: (groups, C); weight, dweight,
  * dbias: (C); coefficients: scale, flat, slope. Bytes: the partial sums. */
 template <typename A>
-__global__ void __launch_bounds__(JOIN_MOST_THREADS, 1)
+__global__ void __launch_bounds__(JOIN_MAX_THREADS, 1)
     norm_grad_join_kernel(const A *__restrict__ partial, norm_grid g, bool training, const A *__restrict__ weight,
                           const A *__restrict__ invstd, A *__restrict__ dweight, A *__restrict__ dbias, A *__restrict__ coefficients)
 {
-    ASEN_SHARED(A, shared, [JOIN_MOST_THREADS / 32 * JOIN_CHANNELS]);
+    ASEN_SHARED(A, shared, [JOIN_MAX_THREADS / 32 * JOIN_CHANNELS]);
     int c = blockIdx.x * JOIN_CHANNELS + threadIdx.x % JOIN_CHANNELS;
     int lane = threadIdx.x / JOIN_CHANNELS, lanes = blockDim.x / JOIN_CHANNELS;
     bool inside = c < g.C, writes = inside && lane == 0;

@@ -29,8 +29,8 @@ int64_t slices_of(const reduce_plan *p)
 {
     if (p->tiles >= cuda.multiprocessors)
         return 1;
-    int64_t wanted = ceil_div((int64_t)cuda.multiprocessors * 4, p->tiles), most = p->length / (p->lanes * 2 * REDUCE_UNROLL);
-    int64_t slices = wanted < most ? wanted : most;
+    int64_t wanted = ceil_div((int64_t)cuda.multiprocessors * 4, p->tiles), limit = p->length / (p->lanes * 2 * REDUCE_UNROLL);
+    int64_t slices = wanted < limit ? wanted : limit;
     return slices < 1 ? 1 : slices;
 }
 

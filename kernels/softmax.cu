@@ -71,10 +71,10 @@ softmax_kernel(const T *x, T *y, const int64_t *target, accumulator<T> *loss, so
     }
 }
 
-int power_of_two(int64_t at_least, int most)
+int power_of_two(int64_t at_least, int limit)
 {
     int power = 1;
-    while (power < at_least && power < most)
+    while (power < at_least && power < limit)
         power *= 2;
     return power;
 }

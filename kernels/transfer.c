@@ -2,9 +2,9 @@
  *
  * To the device: the bytes go through a ring of pinned slots, so the caller's memory is free at
  * once. A slot's transfer runs on a stream of its own into a device buffer of the slot, beside
- * whatever is being computed; only the last hop, from that buffer into the target, is queued among
+ * whatever is being computed; only the last copy, from that buffer into the target, is queued among
  * the kernels. So uploads overlap with compute although the target may be memory that a queued
- * kernel still reads. The hop costs device bandwidth, which is a hundred times the bus's.
+ * kernel still reads. That copy costs device bandwidth, which is a hundred times the bus's.
  * To the host: complete on return, and the place where faults of kernels are reported. */
 #include <pthread.h>
 #include <string.h>
@@ -16,7 +16,7 @@ enum { SLOTS = 4, SLOT_BYTES = 4 << 20 };
 typedef struct slot {
     void *host, *device;
     cudaEvent_t arrived; /* the transfer is done: `host` may be written, `device` read */
-    cudaEvent_t taken;   /* the last hop is done: `device` may be written */
+    cudaEvent_t taken;   /* the last copy is done: `device` may be written */
     bool used;
 } slot;
 

@@ -256,7 +256,7 @@ def test_memory_returns_after_forward_and_backward(name):
 # ---- (e) layouts ----
 
 
-def spread(array, step):
+def strided_copy(array, step):
     """(base, index): the array inside a larger base, every `step`-th element from offset 1."""
     base = np.full([1 + n * step for n in array.shape], 7.0 if array.dtype.kind == "f" else 0).astype(array.dtype)
     index = tuple(slice(1, None, step) for _ in array.shape)
@@ -267,9 +267,9 @@ def spread(array, step):
 def layouts(array, dtype):
     """Tensors of the same values in other layouts."""
     array = array.astype(dtype) if array.dtype == np.float64 else array
-    base, index = spread(array, 2)
+    base, index = strided_copy(array, 2)
     yield "every second element", _asen.from_numpy(base)[index]
-    base, index = spread(array, 1)
+    base, index = strided_copy(array, 1)
     yield "a window", _asen.from_numpy(base)[index]
     yield "reversed memory order", _asen.from_numpy(np.ascontiguousarray(array.T)).permute(tuple(reversed(range(array.ndim))))
     yield "row-major", _asen.from_numpy(np.ascontiguousarray(array))

@@ -54,16 +54,16 @@ class Module:
                 raise AttributeError(f"{type(self).__name__}: call super().__init__() before setting {name}")
             object.__setattr__(self, name, value)
             return
-        registered = [room for room in ("_parameters", "_buffers", "_modules") if name in self.__dict__[room]]
+        registered = [registry for registry in ("_parameters", "_buffers", "_modules") if name in self.__dict__[registry]]
         if kind is None and registered and value is None:
             self.__dict__[registered[0]][name] = None
             return
         if kind is None and registered:
             raise TypeError(f"{type(self).__name__}.{name} is registered: it can be set to a Parameter, Buffer, "
                             f"Module or None, not {type(value).__name__}")
-        for room in registered:
-            if room != kind:
-                del self.__dict__[room][name]
+        for registry in registered:
+            if registry != kind:
+                del self.__dict__[registry][name]
         if kind is None:
             object.__setattr__(self, name, value)
         else:
@@ -71,16 +71,16 @@ class Module:
             self.__dict__[kind][name] = value
 
     def __getattr__(self, name: str) -> Any:
-        for room in ("_parameters", "_buffers", "_modules"):
-            owned = self.__dict__.get(room)
+        for registry in ("_parameters", "_buffers", "_modules"):
+            owned = self.__dict__.get(registry)
             if owned is not None and name in owned:
                 return owned[name]
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def __delattr__(self, name: str) -> None:
-        for room in ("_parameters", "_buffers", "_modules"):
-            if name in self.__dict__[room]:
-                del self.__dict__[room][name]
+        for registry in ("_parameters", "_buffers", "_modules"):
+            if name in self.__dict__[registry]:
+                del self.__dict__[registry][name]
                 return
         object.__delattr__(self, name)
 
@@ -132,9 +132,9 @@ class Module:
             if module is not None:
                 yield from module._named_modules(f"{prefix}.{name}" if prefix else name)
 
-    def _named(self, room: str, prefix: str) -> Iterator[tuple[str, Any]]:
+    def _named(self, registry: str, prefix: str) -> Iterator[tuple[str, Any]]:
         for path, module in self._named_modules(prefix):
-            for name, tensor in module.__dict__[room].items():
+            for name, tensor in module.__dict__[registry].items():
                 if tensor is not None:
                     yield f"{path}.{name}" if path else name, tensor
 
@@ -182,13 +182,13 @@ class Module:
             raise ValueError(f"a module can be converted to {', '.join(_FLOATING)}, not to {dtype}")
         moved: dict[int, Tensor] = {}
         for module in self.modules():
-            for room in (module._parameters, module._buffers):
-                for name, tensor in room.items():
+            for registry in (module._parameters, module._buffers):
+                for name, tensor in registry.items():
                     if tensor is None:
                         continue
                     if id(tensor) not in moved:
                         moved[id(tensor)] = module._moved(name, tensor, dtype, device)
-                    room[name] = moved[id(tensor)]
+                    registry[name] = moved[id(tensor)]
         return self
 
     def _moved(self, name: str, tensor: Tensor, dtype: str | None, device: str | None) -> Tensor:
@@ -217,8 +217,8 @@ class Module:
         return state
 
     def _collect(self, state: dict[str, Tensor], prefix: str) -> None:
-        for room in (self._parameters, self._buffers):
-            for name, tensor in room.items():
+        for registry in (self._parameters, self._buffers):
+            for name, tensor in registry.items():
                 if tensor is not None:
                     state[prefix + name] = tensor.detach()
         for name, module in self._modules.items():

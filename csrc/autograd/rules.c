@@ -73,7 +73,7 @@ static int only_first(const asen_node *node, asen_tensor *const *dy, int first)
 
 /* The outputs of a gradient op become those of dx that are wanted; from[i] is the output for input
  * i, -1 for none. Takes the references in `result` over. */
-static void hand_out(const asen_node *node, asen_tensor **result, int count, const int *from, asen_tensor **dx)
+static void scatter_gradients(const asen_node *node, asen_tensor **result, int count, const int *from, asen_tensor **dx)
 {
     for (int i = 0; i < node->n_in; i++)
         if (node->needs[i] && from[i] >= 0 && from[i] < count)
@@ -248,7 +248,7 @@ done:
 /* ---- reductions ---- */
 
 /* dy of a reduction, repeated along the dims that were reduced: the shape of x. A view. */
-static int spread(const asen_node *node, asen_tensor *dy, asen_tensor **out)
+static int broadcast_to_input(const asen_node *node, asen_tensor *dy, asen_tensor **out)
 {
     const asen_input_meta *x = &node->meta[0];
     const asen_list *dims = &node->attrs.sum.dims;
@@ -268,7 +268,7 @@ static int spread(const asen_node *node, asen_tensor *dy, asen_tensor **out)
 /* y = sum x: dx = dy */
 RULE(sum)
 {
-    return spread(node, dy[0], &dx[0]);
+    return broadcast_to_input(node, dy[0], &dx[0]);
 }
 
 /* y = sum x / n: dx = dy / n */
@@ -280,7 +280,7 @@ RULE(mean)
     for (int i = 0; i < node->attrs.mean.dims.count; i++)
         n *= (double)node->meta[0].shape[node->attrs.mean.dims.item[i]];
     TRY(scale(node, dy[0], 1 / n, &t[0]));
-    TRY(spread(node, t[0], &dx[0]));
+    TRY(broadcast_to_input(node, t[0], &dx[0]));
 done:
     release_temps(t);
     return status;
@@ -407,7 +407,7 @@ RULE(batch_norm)
                                      .residual = residual),
                                result, &count);
     if (status == ASEN_OK)
-        hand_out(node, result, count, (const int[]){0, 1, 2, -1, -1, 3}, dx);
+        scatter_gradients(node, result, count, (const int[]){0, 1, 2, -1, -1, 3}, dx);
     return status;
 }
 
@@ -461,7 +461,7 @@ RULE(cosine_similarity)
     if (status == ASEN_OK)
         status = asen_op_run(ASEN_OP_cosine_similarity_grad, in, 6, &node->attrs, result, &count);
     if (status == ASEN_OK)
-        hand_out(node, result, count, (const int[]){0, 1}, dx);
+        scatter_gradients(node, result, count, (const int[]){0, 1}, dx);
     return status;
 }
 
@@ -483,7 +483,7 @@ RULE(spatial_attention)
     if (status == ASEN_OK)
         status = asen_op_run(ASEN_OP_spatial_attention_grad, in, 6, NULL, result, &count);
     if (status == ASEN_OK)
-        hand_out(node, result, count, (const int[]){0, 1, 2}, dx);
+        scatter_gradients(node, result, count, (const int[]){0, 1, 2}, dx);
     asen_tensor_release(dv);
     return status;
 }

@@ -66,16 +66,16 @@ struct asen_allocator {
     chunk *bin[2][BINS]; /* free chunks by size: warm, cold */
     chunk *used[USED_BUCKETS];
     chunk *oldest, *newest; /* warm chunks */
-    uint64_t most;          /* bytes ever in use since the cache was last emptied */
+    uint64_t peak;          /* bytes ever in use since the cache was last emptied */
     asen_memory_stats stats;
 };
 
-/* What may be held where at most `most` bytes were in use: 1.3 times that, or a little more than that. */
-static uint64_t limit(uint64_t most)
+/* What may be held where at most `peak` bytes were in use: 1.3 times that, or a little more than that. */
+static uint64_t limit(uint64_t peak)
 {
     const uint64_t slack = 4 << 20;
-    uint64_t tenths = most / 10 * 3;
-    return most + (tenths > slack ? tenths : slack);
+    uint64_t tenths = peak / 10 * 3;
+    return peak + (tenths > slack ? tenths : slack);
 }
 
 /* With 2^shift < bytes <= 2^(shift + 1): the step (0 .. STEPS - 1) whose upper bound holds `bytes`, and that bound. */
@@ -116,8 +116,8 @@ static void count_used(asen_allocator *a, size_t bytes)
     a->stats.current += bytes;
     if (a->stats.current > a->stats.peak)
         a->stats.peak = a->stats.current;
-    if (a->stats.current > a->most)
-        a->most = a->stats.current;
+    if (a->stats.current > a->peak)
+        a->peak = a->stats.current;
 }
 
 /* Where the device can discard, the memory goes back to the system at once, though free() may keep the addresses. */
@@ -290,23 +290,23 @@ static bool give_back(asen_allocator *a, chunk *c)
     return true;
 }
 
-/* Gives back until no more than `most` bytes are in use and cached together, or nothing is left to give. */
-static void trim(asen_allocator *a, uint64_t most)
+/* Gives back until no more than `bound` bytes are in use and cached together, or nothing is left to give. */
+static void trim(asen_allocator *a, uint64_t bound)
 {
-    for (chunk *c = a->oldest, *newer; c != NULL && a->stats.current + a->stats.cached > most; c = newer) {
+    for (chunk *c = a->oldest, *newer; c != NULL && a->stats.current + a->stats.cached > bound; c = newer) {
         newer = c->newer;
         give_back(a, c);
     }
-    if (a->stats.current + a->stats.cached > most)
+    if (a->stats.current + a->stats.cached > bound)
         small_empty(a);
 }
 
 /* Before `bytes` more are asked of the device. */
 static void trim_for(asen_allocator *a, size_t bytes)
 {
-    uint64_t in_use = a->stats.current + bytes, most = limit(in_use > a->most ? in_use : a->most);
-    if (in_use + a->stats.cached > most)
-        trim(a, most - bytes);
+    uint64_t in_use = a->stats.current + bytes, bound = limit(in_use > a->peak ? in_use : a->peak);
+    if (in_use + a->stats.cached > bound)
+        trim(a, bound - bytes);
 }
 
 /* ---- asking the device ---- */
@@ -512,6 +512,6 @@ void asen_allocator_empty(asen_allocator *a)
 {
     pthread_mutex_lock(&a->lock);
     trim(a, 0);
-    a->most = a->stats.current;
+    a->peak = a->stats.current;
     pthread_mutex_unlock(&a->lock);
 }

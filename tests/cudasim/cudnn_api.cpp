@@ -14,7 +14,7 @@ namespace {
 struct rule {
     int name;
     cudnnBackendAttributeType_t type;
-    int64_t least, most; /* elements; least 0: may be left out */
+    int64_t min, max; /* elements; min 0: may be left out */
     bool read_only;
 };
 
@@ -333,7 +333,7 @@ cudnnStatus_t cudnnBackendSetAttribute(cudnnBackendDescriptor_t handle, cudnnBac
         return wrong(call_, CUDNN_STATUS_NOT_SUPPORTED, what + (r ? " cannot be set" : " is not simulated"));
     if (type != r->type && !(r->type == CUDNN_TYPE_FLOAT && type == CUDNN_TYPE_DOUBLE))
         return wrong(call_, CUDNN_STATUS_BAD_PARAM_ATTRIBUTE_TYPE, what + " is of another type");
-    if (count < 1 || count > r->most)
+    if (count < 1 || count > r->max)
         return wrong(call_, CUDNN_STATUS_BAD_PARAM_OUT_OF_BOUND, what + " has " + std::to_string(count) + " elements");
     if (type == CUDNN_TYPE_HANDLE && !handle_ok(call_, *(void *const *)elements))
         return CUDNN_STATUS_BAD_PARAM;
@@ -364,7 +364,7 @@ cudnnStatus_t cudnnBackendFinalize(cudnnBackendDescriptor_t handle)
     if (d->finalized)
         return wrong(call_, CUDNN_STATUS_BAD_PARAM, "a " + name + " is finalized twice");
     for (const rule &r : rules().at(d->type))
-        if (r.least > 0 && !r.read_only && !d->has(r.name))
+        if (r.min > 0 && !r.read_only && !d->has(r.name))
             return wrong(call_, CUDNN_STATUS_BAD_PARAM, "a " + name + " lacks attribute " + std::to_string(r.name));
     if (d->type == CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR && !d->has(CUDNN_ATTR_EXECUTION_PLAN_HANDLE) &&
         !d->has(CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP))

@@ -105,11 +105,11 @@ static cudnnStatus_t tensor_check(const descriptor &d, std::string *why)
             order.push_back({t.strides[i], t.dims[i]});
     }
     std::sort(order.begin(), order.end());
-    int64_t room = 1;
+    int64_t extent = 1;
     for (auto &o : order) {
-        if (o.first < room)
+        if (o.first < extent)
             WRONG("a tensor's elements overlap: strides do not fit its dimensions");
-        room = o.first * o.second;
+        extent = o.first * o.second;
     }
     if (t.alignment < (int64_t)type_size(type) || (t.alignment & (t.alignment - 1)) != 0)
         WRONG("a tensor's alignment must be a power of two, of its element's size at least");

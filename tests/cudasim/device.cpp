@@ -77,8 +77,8 @@ static device_t device_new()
     p.memPitch = 2147483647;
     p.textureAlignment = 512;
     const char *memory = getenv("CUDASIM_MEMORY"), *driver = getenv("CUDASIM_DRIVER");
-    size_t most = (size_t)4 << 30;
-    d.memory_limit = memory ? size_of(memory) : p.totalGlobalMem < most ? p.totalGlobalMem : most;
+    size_t limit = (size_t)4 << 30;
+    d.memory_limit = memory ? size_of(memory) : p.totalGlobalMem < limit ? p.totalGlobalMem : limit;
     if (memory)
         p.totalGlobalMem = d.memory_limit;
     d.driver = CUDART_VERSION;

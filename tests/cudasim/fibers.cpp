@@ -31,7 +31,7 @@ namespace cudasim {
 now_t now;
 
 enum { MAX_THREADS = 1024, WARPS = MAX_THREADS / 32, ORDERS = 6, RED = 64 };
-enum : size_t { STACK = 64 << 10, SHARED_ROOM = 256 << 10, PAGE = 4096 };
+enum : size_t { STACK = 64 << 10, SHARED_BYTES = 256 << 10, PAGE = 4096 };
 
 /* ---- switching ---- */
 
@@ -352,33 +352,33 @@ static char *shared_base()
 {
     static char *base;
     if (base == nullptr) {
-        base = (char *)mmap(nullptr, 2 * SHARED_ROOM + 3 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        base = (char *)mmap(nullptr, 2 * SHARED_BYTES + 3 * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (base == MAP_FAILED)
             fatal("no memory for shared memory");
-        mprotect(base + PAGE, SHARED_ROOM, PROT_READ | PROT_WRITE);
-        mprotect(base + 2 * PAGE + SHARED_ROOM, SHARED_ROOM, PROT_READ | PROT_WRITE);
+        mprotect(base + PAGE, SHARED_BYTES, PROT_READ | PROT_WRITE);
+        mprotect(base + 2 * PAGE + SHARED_BYTES, SHARED_BYTES, PROT_READ | PROT_WRITE);
     }
     return base;
 }
 static char *dynamic_at()
 {
-    return shared_base() + 2 * PAGE + 2 * SHARED_ROOM - (block.dynamic_bytes + 15) / 16 * 16;
+    return shared_base() + 2 * PAGE + 2 * SHARED_BYTES - (block.dynamic_bytes + 15) / 16 * 16;
 }
 
 void *shared_static(shared_slot *slot, size_t bytes, const char *name)
 {
     if (slot->block == block.number)
         return slot->data;
-    size_t room = (bytes + 15) / 16 * 16;
-    block.static_bytes += room;
+    size_t padded = (bytes + 15) / 16 * 16;
+    block.static_bytes += padded;
     if (block.static_bytes + block.dynamic_bytes > block.static_limit)
         kernel_fail("%zu bytes of shared memory (%zu of them dynamic), and a block may have %zu",
                     block.static_bytes + block.dynamic_bytes, block.dynamic_bytes, block.static_limit);
     slot->block = block.number;
     slot->data = block.shared_next;
-    memset(slot->data, 0xFF, room + RED);
+    memset(slot->data, 0xFF, padded + RED);
     block.reds->push_back({block.shared_next + bytes, name});
-    block.shared_next += room + RED;
+    block.shared_next += padded + RED;
     return slot->data;
 }
 
@@ -409,7 +409,7 @@ static void shared_check()
         for (int i = 0; i < RED; i++)
             if ((unsigned char)red.first[i] != 0xFF)
                 kernel_fail("writes behind the end of the shared array %s", red.second);
-    for (char *p = shared_base() + 2 * PAGE + SHARED_ROOM, *d = dynamic_at(); block.dynamic_bytes && p < d; p++)
+    for (char *p = shared_base() + 2 * PAGE + SHARED_BYTES, *d = dynamic_at(); block.dynamic_bytes && p < d; p++)
         if (p >= d - RED && (unsigned char)*p != 0xFF)
             kernel_fail("writes before the dynamic shared memory");
 }
@@ -479,7 +479,7 @@ static void blocks_run(const launch_plan &p)
     check.launch = block.launch;
     check.launch_epoch = check.epoch + 1;
     check.shared_first = (uintptr_t)shared_base();
-    check.shared_last = check.shared_first + 2 * SHARED_ROOM + 3 * PAGE;
+    check.shared_last = check.shared_first + 2 * SHARED_BYTES + 3 * PAGE;
     block.n = p.threads.x * p.threads.y * p.threads.z;
     block.dynamic_bytes = p.shared;
     block.static_limit = p.shared_limit;

@@ -54,15 +54,15 @@ static bool arena_open()
 
 void *memory_new(size_t bytes)
 {
-    size_t room = (bytes + GRANULE - 1) / GRANULE * GRANULE;
-    if (bytes > device().memory_limit || in_use + room > device().memory_limit || !arena_open())
+    size_t padded = (bytes + GRANULE - 1) / GRANULE * GRANULE;
+    if (bytes > device().memory_limit || in_use + padded > device().memory_limit || !arena_open())
         return nullptr;
-    size_t length = (room + PAGE - 1) / PAGE * PAGE;
+    size_t length = (padded + PAGE - 1) / PAGE * PAGE;
     if (cursor + length + 2 * PAGE > arena + arena_size)
         fatal("all addresses of the simulated device are used up");
     allocation a{};
     a.base = cursor + PAGE;
-    a.data = a.base + length - room;
+    a.data = a.base + length - padded;
     a.length = length;
     a.bytes = bytes;
     a.number = ++made;
@@ -74,7 +74,7 @@ void *memory_new(size_t bytes)
         madvise(a.base, length, MADV_HUGEPAGE);
     memset(a.base, 0xFF, length);
     mprotect(a.base, length, PROT_NONE);
-    in_use += room;
+    in_use += padded;
     allocations.emplace((uintptr_t)a.base, a);
     return a.data;
 }

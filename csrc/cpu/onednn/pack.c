@@ -65,8 +65,8 @@ static void sweep(void)
         }
 }
 
-/* Makes room for `bytes` by unlinking the longest unused. Called locked. */
-static void make_room(size_t bytes)
+/* Unlinks the longest unused until `bytes` fit. Called locked. */
+static void evict_for(size_t bytes)
 {
     while (total_bytes && total_bytes + bytes > MAX_BYTES) {
         asen_onednn_pack **oldest = NULL;
@@ -116,7 +116,7 @@ int asen_onednn_pack_get(const asen_call *call, asen_onednn_plan *plan, const as
         pack = NULL;
     }
     if (!pack) {
-        if (keep) make_room(plan->packed_bytes);
+        if (keep) evict_for(plan->packed_bytes);
         pack = pack_new(plan);
         if (!pack) {
             status = asen_fail(ASEN_ERR_MEMORY, "oneDNN: %s: no memory for a packed filter of %zu bytes",

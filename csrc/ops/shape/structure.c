@@ -31,8 +31,8 @@ RULE(slice_grad)
         WANT(start->item[i] >= 0 && step->item[i] >= 1, "start %lld and step %lld in dim %d: at least 0 and 1 are wanted",
              (long long)start->item[i], (long long)step->item[i], i);
         WANT(shape->item[i] >= 0, "negative size %lld in dim %d of shape", (long long)shape->item[i], i);
-        int64_t room = shape->item[i] - 1 - start->item[i];
-        WANT(dy->shape[i] == 0 || (room >= 0 && dy->shape[i] - 1 <= room / step->item[i]),
+        int64_t extent = shape->item[i] - 1 - start->item[i];
+        WANT(dy->shape[i] == 0 || (extent >= 0 && dy->shape[i] - 1 <= extent / step->item[i]),
              "dy %s from %lld in steps of %lld does not lie in a dim %d of %lld", TEXT(dy), (long long)start->item[i],
              (long long)step->item[i], i, (long long)shape->item[i]);
     }
