@@ -145,6 +145,28 @@ class Threads:
             self.graph.backward(retain_graph=True)
         return round
 
+    def write_in_place(self):
+        """Tensors that were written in place, with views from before that: handed on when that is done."""
+        def round():
+            base = self.leaf * 1.0
+            rows = [base.reshape(4, 10)[i] for i in range(4)]
+            base.copy_(self.leaf * 2.0)
+            rows[1].zero_()
+            base.reshape(4, 10).t()
+            self.written = base, rows
+        round()
+        return round
+
+    def read_what_was_written(self):
+        """The views find out that their base was written when somebody reads them."""
+        def round():
+            base, rows = self.written
+            assert rows[2].tolist() == [2.0] * 10 and rows[1].sum().item() == 0.0
+            (rows[0] * rows[1] + rows[3]).sum().backward(retain_graph=True)
+            base.sum().backward(retain_graph=True)
+            rows[2].requires_grad, rows[2].is_leaf, repr(rows[3])
+        return round
+
     def views(self):
         """Views of shared memory, dropped in whichever thread has them last."""
         def round():
@@ -160,7 +182,7 @@ class Threads:
     def run(self, seconds):
         makers = [self.train, self.train_on_shared_features, self.infer, self.infer_recorded, self.save, self.load,
                   self.switch_requires_grad, self.use_what_is_switched, self.switch_modes, self.one_graph, self.one_graph,
-                  self.views]
+                  self.write_in_place, self.read_what_was_written, self.read_what_was_written, self.views]
         rounds = [(f"{maker.__name__}_{i}", maker()) for i, maker in enumerate(makers)]
         # Small enough that the C library keeps all stacks of ended threads: where a thread frees another's, with its
         # thread-local variables, ThreadSanitizer does not see what orders the two.
