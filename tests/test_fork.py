@@ -210,6 +210,23 @@ with Busy(2, lambda number: step(network(number + 1))):
 """)
 
 
+@pytest.mark.parametrize("first", ["torch", "asenpp._asen"])
+def test_beside_pytorch(first):
+    """Whichever of the two brought the OpenMP runtime that both use."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    run_code(f"import {first}\nimport torch\n" + PRELUDE + """
+net = network()
+before = step(net)
+def child():
+    assert step(net) == before
+assert watched(child, PATIENCE) == "ok"
+x = torch.ones(600, 600)
+x @ x
+assert watched(child, PATIENCE) == "ok"
+assert step(net) == before
+""")
+
+
 def test_a_fork_inside_backward():
     """A finalizer that backward sets off forks: parent and child finish their backward."""
     run("""
