@@ -261,6 +261,12 @@ class Tensor:
     def copy(self, dtype: str | None = None) -> Tensor:
         """A dense copy of x, converted to a dtype (default: its own)."""
 
+    def compare(self, b: Tensor, relation: int) -> Tensor:
+        """Whether a < b, a <= b, a == b, a != b, a > b or a >= b (relation 0 to 5), broadcast: bool."""
+
+    def where(self, a: Tensor, b: Tensor) -> Tensor:
+        """a where the condition (bool) holds, else b; all broadcast."""
+
     @overload
     def sum(self, dims: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
         """Sum over dims (all where none are given)."""
@@ -352,6 +358,18 @@ class Tensor:
 
     def embedding_grad(self, index: Tensor, rows: int) -> Tensor:
         """Rows of dy added up at index: (rows, D), in the order of index."""
+
+    def sort(self, dim: int = -1, descending: bool = False, k: int = -1, nan_first: bool = False) -> tuple[Tensor,
+             Tensor]:
+        """The first k elements (-1: all) in order along a dim, equal ones in the order in which they lie, and where
+        they were (int64). NaN is the largest; with nan_first it comes first in ascending order too.
+        """
+
+    def gather(self, index: Tensor, dim: int) -> Tensor:
+        """x at index (int64) along a dim: of the shape of index, which is no larger than x in the other dims."""
+
+    def gather_grad(self, index: Tensor, shape: int | Sequence[int], dim: int) -> Tensor:
+        """Zeros of `shape` with dy added up at index along the dim, in the order of index: the gradient of gather."""
 
     def dropout(self, p: builtins.float, seed: int, offset: int = 0) -> Tensor:
         """Zeroes elements with probability p and scales the others by 1/(1-p). Element i (in memory order) is kept
@@ -629,6 +647,12 @@ def sigmoid(x: Tensor) -> Tensor:
 def copy(x: Tensor, dtype: str | None = None) -> Tensor:
     """A dense copy of x, converted to a dtype (default: its own)."""
 
+def compare(a: Tensor, b: Tensor, relation: int) -> Tensor:
+    """Whether a < b, a <= b, a == b, a != b, a > b or a >= b (relation 0 to 5), broadcast: bool."""
+
+def where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """a where the condition (bool) holds, else b; all broadcast."""
+
 @overload
 def sum(x: Tensor, dims: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
     """Sum over dims (all where none are given)."""
@@ -720,6 +744,18 @@ def embedding(weight: Tensor, index: Tensor) -> Tensor:
 
 def embedding_grad(dy: Tensor, index: Tensor, rows: int) -> Tensor:
     """Rows of dy added up at index: (rows, D), in the order of index."""
+
+def sort(x: Tensor, dim: int = -1, descending: bool = False, k: int = -1, nan_first: bool = False) -> tuple[Tensor,
+         Tensor]:
+    """The first k elements (-1: all) in order along a dim, equal ones in the order in which they lie, and where they
+    were (int64). NaN is the largest; with nan_first it comes first in ascending order too.
+    """
+
+def gather(x: Tensor, index: Tensor, dim: int) -> Tensor:
+    """x at index (int64) along a dim: of the shape of index, which is no larger than x in the other dims."""
+
+def gather_grad(dy: Tensor, index: Tensor, shape: int | Sequence[int], dim: int) -> Tensor:
+    """Zeros of `shape` with dy added up at index along the dim, in the order of index: the gradient of gather."""
 
 def dropout(x: Tensor, p: float, seed: int, offset: int = 0) -> Tensor:
     """Zeroes elements with probability p and scales the others by 1/(1-p). Element i (in memory order) is kept where

@@ -59,6 +59,19 @@ def copy(t, attrs):
     return (t[0].to(getattr(torch, attrs["dtype"])) if "dtype" in attrs else t[0].clone(),)
 
 
+# ---- comparing and choosing ----
+
+
+@op
+def compare(t, attrs):
+    return ((torch.lt, torch.le, torch.eq, torch.ne, torch.gt, torch.ge)[attrs["relation"]](t[0], t[1]),)
+
+
+@op
+def where(t, attrs):
+    return (torch.where(t[0], t[1], t[2]),)
+
+
 # ---- reductions ----
 
 
@@ -186,6 +199,25 @@ def slice_grad(t, attrs):
     window = tuple(slice(a, a + (n - 1) * s + 1, s) for a, s, n in zip(attrs["start"], attrs["step"], t[0].shape))
     out[window] = t[0]
     return (out,)
+
+
+@op
+def sort(t, attrs):
+    """nan_first changes nothing without NaN."""
+    dim, k = attrs.get("dim", -1), attrs.get("k", -1)
+    values, indices = torch.sort(t[0], dim=dim, descending=bool(attrs.get("descending")), stable=True)
+    k = values.shape[dim] if k == -1 else k
+    return values.narrow(dim, 0, k), indices.narrow(dim, 0, k)
+
+
+@op
+def gather(t, attrs):
+    return (torch.gather(t[0], attrs["dim"], t[1]),)
+
+
+@op
+def gather_grad(t, attrs):
+    return (torch.zeros(attrs["shape"], dtype=t[0].dtype).scatter_add(attrs["dim"], t[1], t[0]),)
 
 
 @op

@@ -3,7 +3,7 @@
     "x[2,3] index[4]i5 eps=1e-5"
 
 is a call with the inputs x and index and the attribute eps. After a shape: "p" positive, "u" in (-0.9, 0.9),
-"d" all different, "i7" int64 in [0, 7), "b" uint8, "z" zeros, "o" ones; else normal. Inputs without a
+"d" all different, "i7" int64 in [0, 7), "b" uint8, "t" bool, "z" zeros, "o" ones; else normal. Inputs without a
 gradient are integers or named running_*. A row without samples fails test_ops.py, unless COVERED_BY says
 through which row it is tested.
 """
@@ -54,6 +54,14 @@ SAMPLES = {
     "tanh": ["x[3,4]", "x[2,3,4,5]"],
     "sigmoid": ["x[3,4]", "x[2,3,4,5]"],
     "copy": ["x[3,4]", "x[2,3,4,5] dtype=float64", "x[] dtype=float64", "x[3,4] dtype=float32"],
+    "compare": [
+        "a[2,3] b[2,3] relation=0", "a[2,3,4,5] b[2,1,4,1] relation=5", "a[4]i3 b[3,1]i3 relation=2", "a[3,4]i2 b[4]i2 relation=1",
+        "a[2,70]i2 b[2,70]i2 relation=3", "a[] b[5] relation=4", "a[2,3]b b[3]b relation=4", "a[4]t b[4]t relation=2",
+    ],
+    "where": [
+        "condition[2,3]t a[2,3] b[2,3]", "condition[3,1,1]t a[2,1,4,5] b[5]", "condition[]t a[2] b[2]",
+        "condition[2,1,70]t a[1,3,1] b[]",
+    ],
     "sum": [
         "x[3,4]", "x[2,3,4,5] dims=1", "x[2,3,4,5] dims=0,2,3", "x[2,3,4] dims=2 keepdim=1", "x[2,3,4] dims=0,1",
         "x[2,3,4,5] dims=-1,1 keepdim=1", "x[]", "x[2,65,3,3] dims=0,2,3", "x[3,2,1,2,2] dims=1,3",
@@ -132,6 +140,14 @@ SAMPLES = {
         "weight[4,3] index[2,2,3,2]i4",
     ],
     "embedding_grad": ["dy[4,3] index[4]i5 rows=5", "dy[2,3,2,3] index[2,3,2]i4 rows=4", "dy[2,3] index[2]i2 rows=6"],
+    "sort": [
+        "x[2,5]d", "x[2,3,4,5]d dim=1 descending=1", "x[7]d k=3", "x[3,4]d dim=0 k=1 descending=1 nan_first=1", "x[2,33]d dim=-1 descending=1 k=5",
+        "x[3,0] dim=1", "x[3,1]d",
+    ],
+    "gather": [
+        "x[3,4] index[2,4]i3 dim=0", "x[2,3,4,5] index[2,2,3,7]i5 dim=3", "x[6] index[9]i6 dim=0", "x[2,3,4,5] index[1,3,2,2]i4 dim=-2",
+    ],
+    "gather_grad": ["dy[2,4] index[2,4]i3 shape=3,4 dim=0", "dy[2,2,3,7] index[2,2,3,7]i5 shape=2,3,4,5 dim=3", "dy[9] index[9]i2 shape=6 dim=0"],
     "dropout": [
         "x[3,4] p=0.5 seed=7", "x[40] p=0.1 seed=3 offset=100", "x[2,3,4,4] p=0.3 seed=1", "x[2,3] p=0 seed=1",
         "x[5,5] p=0.6 seed=12345678901 offset=3", "x[2,5,3,3] p=0.4 seed=2 offset=1",
@@ -229,7 +245,7 @@ class Sample:
         self.inputs = [] if self.variadic else names
         self.attrs = {}
         for word in text.split():
-            tensor = re.fullmatch(r"(\w+)\[([\d,]*)\](p|u|d|z|o|b|i\d+)?", word)
+            tensor = re.fullmatch(r"(\w+)\[([\d,]*)\](p|u|d|z|o|b|t|i\d+)?", word)
             if tensor:
                 array = fill(rng, [int(n) for n in tensor[2].split(",") if n], tensor[3])
                 if self.variadic:
@@ -259,6 +275,8 @@ def fill(rng, shape, kind):
         return rng.integers(0, int(kind[1:]), shape)
     if kind == "b":
         return rng.integers(0, 256, shape, np.uint8)
+    if kind == "t":
+        return rng.integers(0, 2, shape).astype(bool)
     n = int(np.prod(shape))
     return {
         "p": lambda: rng.uniform(0.5, 2, shape),

@@ -428,6 +428,31 @@ def test_cosine_similarity_and_normalize(rows, width):
     check("normalize_grad", [randn(rng, rows, width), y, norm], {"eps": 1e-3}, tol=1e-5)
 
 
+SELECT_SHAPES = [((5, 7), (5, 7)), ((40, 1001), (40, 1001)), ((2, 65, 9, 11), ()), ((), (3, 4)), ((1, 1), (33, 5))]
+
+
+@pytest.mark.parametrize("relation", range(6))
+@pytest.mark.parametrize("a, b", SELECT_SHAPES)
+def test_compare(relation, a, b):
+    """Equal elements and NaN among them; dense operands and single elements."""
+    rng = generator("compare", str(a))
+    x, y = (channels_last(np.asarray(rng.choice([-1.5, -0.0, 0.0, 2.0, np.inf, np.nan], s), np.float32)) for s in (a, b))
+    check("compare", [x, y], {"relation": relation})
+
+
+@pytest.mark.parametrize("a, b", SELECT_SHAPES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, np.int32])
+def test_where(a, b, dtype):
+    """Elements move unchanged, whatever their dtype; single elements on either side, and as the condition."""
+    rng = generator("where", str(a))
+    x, y = (channels_last(np.asarray(rng.integers(-9, 9, s), dtype)) for s in (a, b))
+    for shape in {np.broadcast_shapes(a, b), ()}:
+        condition = channels_last(np.asarray(rng.integers(0, 2, shape), bool))
+        with paths("fast"):
+            ours = _asen.apply("where", [_asen.from_numpy(t) for t in (condition, x, y)], {}).numpy()
+        np.testing.assert_array_equal(ours, np.where(condition, x, y))
+
+
 @pytest.mark.parametrize("name, arrays, message", [
     ("cross_entropy", [np.zeros((2, 3), np.float32), np.array([0, 3])], "target 3 at position 1"),
     ("embedding", [np.zeros((2, 3), np.float32), np.array([-1])], "index -1 at position 0"),
@@ -539,7 +564,8 @@ def test_large_matrix_products_are_left_to_onednn():
 def test_every_row_but_linear_and_convolutions_has_a_fast_kernel():
     """A new row without a fast kernel would run on the reference in training: it must be listed here. Pixels are
     normalised by the loader on the CPU; only a GPU has them done by a row."""
-    other = {"linear", "conv2d", "conv2d_grad_input", "conv2d_grad_weight", "conv2d_fused", "normalize_pixels"}
+    other = {"linear", "conv2d", "conv2d_grad_input", "conv2d_grad_weight", "conv2d_fused", "normalize_pixels",
+             "sort", "gather", "gather_grad"}
     rows = {spec["name"] for spec in _asen.op_specs() if not spec["view"]}
     missing = set()
     for name in rows - other:

@@ -245,6 +245,25 @@ done:
     return status;
 }
 
+/* y = a where the condition holds, else b: da = dy there, db = dy elsewhere */
+RULE(where)
+{
+    int status = ASEN_OK;
+    asen_tensor *t[MAX_TEMPS] = {NULL};
+    TRY(constant(node, dy[0]->dtype, 0, &t[0]));
+    if (node->needs[1]) {
+        TRY(APPLY(&t[1], where, NULL, X[0], dy[0], t[0]));
+        TRY(asen_grad_reduce_to(node, 1, t[1], &dx[1]));
+    }
+    if (node->needs[2]) {
+        TRY(APPLY(&t[2], where, NULL, X[0], t[0], dy[0]));
+        TRY(asen_grad_reduce_to(node, 2, t[2], &dx[2]));
+    }
+done:
+    release_temps(t);
+    return status;
+}
+
 /* ---- reductions ---- */
 
 /* dy of a reduction, repeated along the dims that were reduced: the shape of x. A view. */
@@ -438,6 +457,27 @@ done:
 RULE(embedding)
 {
     return APPLY(&dx[0], embedding_grad, ATTRS(embedding_grad, .rows = node->meta[0].shape[0]), dy[0], X[1]);
+}
+
+/* dy goes where `index` says, in the shape of input 0. */
+static int scatter_back(const asen_node *node, asen_tensor *dy, asen_tensor *index, int64_t dim, asen_tensor **out)
+{
+    const asen_input_meta *x = &node->meta[0];
+    asen_attrs attrs = {.gather_grad = {.shape = {.count = x->ndim}, .dim = dim}};
+    for (int d = 0; d < x->ndim; d++)
+        attrs.gather_grad.shape.item[d] = x->shape[d];
+    return APPLY(out, gather_grad, &attrs, dy, index);
+}
+
+RULE(sort)
+{
+    int status = only_first(node, dy, 1);
+    return status != ASEN_OK ? status : scatter_back(node, dy[0], Y[1], node->attrs.sort.dim, &dx[0]);
+}
+
+RULE(gather)
+{
+    return scatter_back(node, dy[0], X[1], node->attrs.gather.dim, &dx[0]);
 }
 
 /* The mask is a function of seed and offset: the op itself, on dy. */

@@ -137,6 +137,15 @@ static int normalise_expand(const asen_tensor *x, asen_list *shape)
     return ASEN_OK;
 }
 
+/* k: -1 becomes the size of the dim. */
+static int normalise_sort(const asen_tensor *x, asen_attrs *attrs)
+{
+    int status = wrap_dim(x, &attrs->sort.dim);
+    if (status == ASEN_OK && attrs->sort.k == -1)
+        attrs->sort.k = x->shape[attrs->sort.dim];
+    return status;
+}
+
 int asen_attrs_normalise(asen_op op, asen_tensor *const *in, int n_in, asen_attrs *attrs)
 {
     if (n_in < 1 || !in[0])
@@ -158,6 +167,10 @@ int asen_attrs_normalise(asen_op op, asen_tensor *const *in, int n_in, asen_attr
         return wrap_dim(x, &attrs->softmax.dim);
     case ASEN_OP_cat:
         return wrap_dim(x, &attrs->cat.dim);
+    case ASEN_OP_sort:
+        return normalise_sort(x, attrs);
+    case ASEN_OP_gather:
+        return wrap_dim(x, &attrs->gather.dim);
     case ASEN_OP_max_pool2d:
         for (int i = 0; i < 2; i++)
             if (attrs->max_pool2d.stride[i] == 0)

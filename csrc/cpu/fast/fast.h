@@ -182,7 +182,7 @@ static inline void fast_nest_next(const fast_nest *nest, int operands, int dims,
 
 /* Our kernels, besides those of ops/elementwise.def. */
 #define FAST_KERNELS(K)                                                                           \
-    K(copy)                                                                                       \
+    K(copy) K(compare) K(where)                                                                   \
     K(sum) K(mean) K(max) K(max_grad) K(matmul)                                                   \
     K(softmax) K(log_softmax) K(cross_entropy) K(cross_entropy_grad)                              \
     K(max_pool2d) K(max_pool2d_grad) K(batch_norm) K(batch_norm_grad)                             \

@@ -3,22 +3,6 @@
 
 /* ---- elementwise ---- */
 
-static int broadcast_rule(asen_tensor *const *in, asen_spec *out, int *n_out)
-{
-    const asen_tensor *a = in[0], *b = in[1];
-    int64_t shape[ASEN_MAX_DIMS];
-    int ndim = a->ndim > b->ndim ? a->ndim : b->ndim;
-    TRY(want_dtype("b", b, a->dtype, "a is"));
-    for (int i = 0; i < ndim; i++) {
-        int ia = i - (ndim - a->ndim), ib = i - (ndim - b->ndim);
-        int64_t na = ia < 0 ? 1 : a->shape[ia], nb = ib < 0 ? 1 : b->shape[ib];
-        WANT(na == nb || na == 1 || nb == 1, "a %s and b %s do not broadcast: %lld against %lld in dim %d", TEXT(a), TEXT(b),
-             (long long)na, (long long)nb, i);
-        shape[i] = na == 1 ? nb : na;
-    }
-    return give_one(out, n_out, a->dtype, ndim, shape);
-}
-
 /* dy and what the tape kept, x or y */
 static int unary_grad_rule(asen_tensor *const *in, const char *saved, asen_spec *out, int *n_out)
 {
@@ -28,17 +12,15 @@ static int unary_grad_rule(asen_tensor *const *in, const char *saved, asen_spec 
 }
 
 #define BROADCAST(name)                                                                                                \
-    RULE(name) { UNUSED(n_in), UNUSED(attrs); return broadcast_rule(in, out, n_out); }
+    RULE(name) { UNUSED(n_in), UNUSED(attrs); return broadcast_rule(in, in[0]->dtype, out, n_out); }
 #define UNARY_GRAD(name, saved)                                                                                        \
     RULE(name) { UNUSED(n_in), UNUSED(attrs); return unary_grad_rule(in, saved, out, n_out); }
 #define UNARY_ANY(name)                                                                                                \
     RULE(name) { UNUSED(n_in), UNUSED(attrs); return give_like(out, n_out, in[0]); }
 
 BROADCAST(add)
-BROADCAST(sub)
 BROADCAST(mul)
 BROADCAST(div)
-UNARY_ANY(neg)
 UNARY_FLOAT(exp)
 UNARY_FLOAT(log)
 UNARY_FLOAT(sqrt)
@@ -48,6 +30,20 @@ UNARY_FLOAT(tanh)
 UNARY_FLOAT(sigmoid)
 UNARY_GRAD(relu_grad, "y")
 UNARY_GRAD(clamp_grad, "x")
+
+RULE(sub)
+{
+    UNUSED(n_in), UNUSED(attrs);
+    TRY(want_no_bool("a", in[0], "a ^ b"));
+    return broadcast_rule(in, in[0]->dtype, out, n_out);
+}
+
+RULE(neg)
+{
+    UNUSED(n_in), UNUSED(attrs);
+    TRY(want_no_bool("x", in[0], "~x"));
+    return give_like(out, n_out, in[0]);
+}
 
 RULE(clamp)
 {

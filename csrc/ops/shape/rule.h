@@ -6,6 +6,8 @@
 #ifndef ASEN_SHAPE_RULE_H
 #define ASEN_SHAPE_RULE_H
 
+#include <string.h>
+
 #include "ops/shape.h"
 
 #define TEXT ASEN_SHAPE_TEXT
@@ -124,5 +126,39 @@ static inline int unary_float_rule(asen_tensor *const *in, asen_spec *out, int *
 }
 #define UNARY_FLOAT(name)                                                                                              \
     RULE(name) { UNUSED(n_in), UNUSED(attrs); return unary_float_rule(in, out, n_out); }
+
+/* The shape that a and b broadcast to. */
+static inline int broadcast_shape(const char *a_name, int a_ndim, const int64_t *a, const char *b_name, const asen_tensor *b, int *ndim,
+                           int64_t *shape)
+{
+    int64_t result[ASEN_MAX_DIMS];
+    *ndim = a_ndim > b->ndim ? a_ndim : b->ndim;
+    for (int i = 0; i < *ndim; i++) {
+        int ia = i - (*ndim - a_ndim), ib = i - (*ndim - b->ndim);
+        int64_t na = ia < 0 ? 1 : a[ia], nb = ib < 0 ? 1 : b->shape[ib];
+        WANT(na == nb || na == 1 || nb == 1, "%s %s and %s %s do not broadcast: %lld against %lld in dim %d", a_name,
+             asen_shape_text(a_ndim, a, (char[128]){0}, 128), b_name, TEXT(b), (long long)na, (long long)nb, i);
+        result[i] = na == 1 ? nb : na;
+    }
+    memcpy(shape, result, sizeof result);
+    return ASEN_OK;
+}
+
+static inline int broadcast_rule(asen_tensor *const *in, asen_dtype dtype, asen_spec *out, int *n_out)
+{
+    const asen_tensor *a = in[0], *b = in[1];
+    int64_t shape[ASEN_MAX_DIMS];
+    int ndim;
+    TRY(want_dtype("b", b, a->dtype, "a is"));
+    TRY(broadcast_shape("a", a->ndim, a->shape, "b", b, &ndim, shape));
+    return give_one(out, n_out, dtype, ndim, shape);
+}
+
+static inline int want_no_bool(const char *name, const asen_tensor *t, const char *instead)
+{
+    if (t->dtype == ASEN_BOOL)
+        return asen_fail(ASEN_ERR_TYPE, "%s is bool: use %s", name, instead);
+    return ASEN_OK;
+}
 
 #endif
