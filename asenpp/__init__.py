@@ -15,8 +15,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 # Public name -> where it lives: (module, name there; None: the module itself).
-_BASICS = ("tensor", "zeros", "ones", "randn", "arange", "cat", "stack", "no_grad", "manual_seed",
-           "set_num_threads", "get_num_threads", "memory_stats")
+_BASICS = ("tensor", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "randn", "arange", "cat", "stack",
+           "where", "maximum", "minimum", "no_grad", "manual_seed", "set_num_threads", "get_num_threads", "memory_stats")
 _PUBLIC: dict[str, tuple[str, str | None]] = {
     "Tensor": ("_asen", "Tensor"),
     "from_numpy": ("_asen", "from_numpy"),

@@ -15,8 +15,8 @@ from ._asen import Tensor
 from . import random as _random
 from .modes import Mode
 
-__all__ = ["tensor", "zeros", "ones", "randn", "arange", "cat", "stack", "no_grad", "manual_seed",
-           "set_num_threads", "get_num_threads", "memory_stats"]
+__all__ = ["tensor", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "randn", "arange", "cat", "stack",
+           "where", "maximum", "minimum", "no_grad", "manual_seed", "set_num_threads", "get_num_threads", "memory_stats"]
 
 
 def _finished(array: np.ndarray, dtype: str | None, device: str, requires_grad: bool) -> Tensor:
@@ -56,6 +56,29 @@ def ones(*size: Any, dtype: str = "float32", device: str = "cpu", requires_grad:
     return _finished(np.ones(_shape(size), np.float32), dtype, device, requires_grad)
 
 
+def full(size: Any, fill_value: float, dtype: str | None = None, device: str = "cpu", requires_grad: bool = False) -> Tensor:
+    """A tensor of one value; without a dtype a float makes float32, an int int64 and a bool bool."""
+    if dtype is None:
+        dtype = "bool" if isinstance(fill_value, bool) else "int64" if isinstance(fill_value, int) else "float32"
+    result = _asen.full(tuple(size) if isinstance(size, Sequence) else (size,), fill_value, dtype, device)
+    return result.requires_grad_() if requires_grad else result
+
+
+def full_like(x: Tensor, fill_value: float, dtype: str | None = None, device: str | None = None) -> Tensor:
+    """A tensor of one value, of x's shape, dtype and device unless others are given."""
+    return _asen.full(x.shape, fill_value, dtype or x.dtype, device or x.device)
+
+
+def zeros_like(x: Tensor, dtype: str | None = None, device: str | None = None) -> Tensor:
+    """Zeros of x's shape, dtype and device unless others are given."""
+    return full_like(x, 0, dtype, device)
+
+
+def ones_like(x: Tensor, dtype: str | None = None, device: str | None = None) -> Tensor:
+    """Ones of x's shape, dtype and device unless others are given."""
+    return full_like(x, 1, dtype, device)
+
+
 def randn(*size: Any, dtype: str = "float32", device: str = "cpu", requires_grad: bool = False) -> Tensor:
     """Numbers from N(0, 1) of a shape, drawn from the generator that `manual_seed` seeds."""
     array = _random.generator().standard_normal(_shape(size), np.float64)
@@ -76,6 +99,21 @@ def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Tensors of one shape joined along a new dim."""
     return _asen.cat([t.unsqueeze(dim) for t in tensors], dim=dim)
+
+
+def where(condition: Tensor, a: Any, b: Any) -> Tensor:
+    """a where the condition (bool) holds, else b; all broadcast. a and b: tensors of one dtype, or numbers."""
+    return _asen.choose(condition, a, b)
+
+
+def maximum(a: Tensor, b: Tensor) -> Tensor:
+    """The larger of two elements, broadcast; NaN where one is. Equal ones share the gradient equally."""
+    return a.maximum(b)
+
+
+def minimum(a: Tensor, b: Tensor) -> Tensor:
+    """The smaller of two elements, broadcast; NaN where one is. Equal ones share the gradient equally."""
+    return a.minimum(b)
 
 
 class no_grad(Mode):

@@ -2,10 +2,11 @@
 
     make dev && python scripts/make_stubs.py [FILE]
 
-Ops come from `_asen.op_specs()`: a row of csrc/ops/ops.def becomes a function and a method of Tensor, with
-the rules of csrc/python/ops.c for what may be left out and what is positional. The signatures of
-everything else stand below, as C parses them. Docstrings are the module's. tests/test_stubs.py fails
-where the committed stub is not what this script writes, or is not what the module does.
+Ops come from `_asen.op_specs()`: a row of csrc/ops/ops.def becomes a function and (most of them) a method
+of Tensor, with the rules of csrc/python/ops.c for what may be left out and what is positional. Methods that
+are written in Python have the signatures of asenpp/composed.py. The signatures of everything else stand
+below, as C parses them. Docstrings are the module's. tests/test_stubs.py fails where the committed stub is
+not what this script writes, or is not what the module does.
 """
 
 from __future__ import annotations
@@ -42,23 +43,28 @@ from typing import Any, Protocol, TypeAlias, overload
 from numpy.typing import DTypeLike, NDArray
 from typing_extensions import Buffer, CapsuleType, Self
 
+from .composed import Extrema
+
 # Any object with the buffer protocol (NumPy's stubs show theirs only from Python 3.12 on).
 _Buffer: TypeAlias = Buffer | NDArray[Any]
 # (line, content, plain): see parse_yaml.
 _YamlNode: TypeAlias = tuple[int, str | list[_YamlNode] | dict[str, tuple[int, _YamlNode]], bool]
-# Indices that give views, and an int64 tensor that picks rows.
-_Index: TypeAlias = int | builtins.slice | None | Tensor | tuple[Any, ...]
+# What gives views; tensors, lists and arrays of integers or bools that pick and mask; tuples of these.
+_Index: TypeAlias = int | builtins.slice | None | Tensor | list[Any] | NDArray[Any] | tuple[Any, ...]
 
 class _SupportsDLPack(Protocol):
     def __dlpack__(self) -> Any: ...
 '''
 
-# What is no op, as C parses it. `float` and `slice` are methods of Tensor, `max`, `sum`, `pow` and
-# `slice` functions of the module: Python's own are written builtins.float and so on. `__iter__` stands
-# for what __len__ and __getitem__ do: type checkers want it.
+# What is no op, as C parses it. `float`, `int`, `bool` and `slice` are methods of Tensor, `max`, `sum`, `pow` and
+# `slice` functions of the module: Python's own are written
+# builtins.float and so on in the class (in_class does that).
+# `__iter__` stands for what __len__ and __getitem__ do: type checkers want it.
 PROPERTIES = """
 shape: tuple[int, ...]
 ndim: int
+T: Tensor
+mT: Tensor
 dtype: str
 device: str
 requires_grad: bool = bool
@@ -76,26 +82,31 @@ tolist(self) -> Any
 to(self, target: str | None = None, dtype: str | None = None, device: str | None = None) -> Tensor
 float(self) -> Tensor
 double(self) -> Tensor
+half(self) -> Tensor
+bfloat16(self) -> Tensor
 long(self) -> Tensor
+int(self) -> Tensor
+bool(self) -> Tensor
 clone(self) -> Tensor
 contiguous(self) -> Tensor
 is_contiguous(self) -> bool
 detach(self) -> Tensor
 copy_(self, source: Any, /) -> Tensor
-fill_(self, value: builtins.float, /) -> Tensor
+fill_(self, value: float | bool, /) -> Tensor
 zero_(self) -> Tensor
 backward(self, gradient: Tensor | None = None, retain_graph: bool = False) -> None
 requires_grad_(self, on: bool = True, /) -> Self
 size(self) -> tuple[int, ...]
 size(self, dim: int, /) -> int
 stride(self) -> tuple[int, ...]
+storage_offset(self) -> int
 numel(self) -> int
 data_ptr(self) -> int
 view(self, shape: Sequence[int], /) -> Tensor
 view(self, *shape: int) -> Tensor
-flatten(self, start_dim: int = 0, /) -> Tensor
-unsqueeze(self, dim: int, /) -> Tensor
-squeeze(self, dim: int = ..., /) -> Tensor
+flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor
+unsqueeze(self, dim: int) -> Tensor
+squeeze(self, dim: int | Sequence[int] | None = None) -> Tensor
 transpose(self, a: int, b: int, /) -> Tensor
 t(self) -> Tensor
 __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]
@@ -105,21 +116,46 @@ __dlpack_device__(self) -> tuple[int, int]
 __len__(self) -> int
 __iter__(self) -> Iterator[Tensor]
 __getitem__(self, key: _Index, /) -> Tensor
+__setitem__(self, key: _Index, value: Any, /) -> None
+__hash__(self) -> int
+__lt__(self, other: Tensor | float, /) -> Tensor
+__le__(self, other: Tensor | float, /) -> Tensor
+__eq__(self, other: object, /) -> Tensor
+__ne__(self, other: object, /) -> Tensor
+__gt__(self, other: Tensor | float, /) -> Tensor
+__ge__(self, other: Tensor | float, /) -> Tensor
+__and__(self, value: Tensor | bool, /) -> Tensor
+__rand__(self, value: Tensor | bool, /) -> Tensor
+__or__(self, value: Tensor | bool, /) -> Tensor
+__ror__(self, value: Tensor | bool, /) -> Tensor
+__xor__(self, value: Tensor | bool, /) -> Tensor
+__rxor__(self, value: Tensor | bool, /) -> Tensor
+__invert__(self) -> Tensor
+__iadd__(self, value: Tensor | float, /) -> Self
+__isub__(self, value: Tensor | float, /) -> Self
+__imul__(self, value: Tensor | float, /) -> Self
+__itruediv__(self, value: Tensor | float, /) -> Self
+__ifloordiv__(self, value: Tensor | int, /) -> Self
+__iand__(self, value: Tensor | bool, /) -> Self
+__ior__(self, value: Tensor | bool, /) -> Self
+__ixor__(self, value: Tensor | bool, /) -> Self
 __bool__(self) -> bool
-__float__(self) -> builtins.float
+__float__(self) -> float
 __int__(self) -> int
 __neg__(self) -> Tensor
-__add__(self, value: Tensor | builtins.float, /) -> Tensor
-__radd__(self, value: Tensor | builtins.float, /) -> Tensor
-__sub__(self, value: Tensor | builtins.float, /) -> Tensor
-__rsub__(self, value: Tensor | builtins.float, /) -> Tensor
-__mul__(self, value: Tensor | builtins.float, /) -> Tensor
-__rmul__(self, value: Tensor | builtins.float, /) -> Tensor
-__truediv__(self, value: Tensor | builtins.float, /) -> Tensor
-__rtruediv__(self, value: Tensor | builtins.float, /) -> Tensor
+__add__(self, value: Tensor | float, /) -> Tensor
+__radd__(self, value: Tensor | float, /) -> Tensor
+__sub__(self, value: Tensor | float, /) -> Tensor
+__rsub__(self, value: Tensor | float, /) -> Tensor
+__mul__(self, value: Tensor | float, /) -> Tensor
+__rmul__(self, value: Tensor | float, /) -> Tensor
+__truediv__(self, value: Tensor | float, /) -> Tensor
+__rtruediv__(self, value: Tensor | float, /) -> Tensor
+__floordiv__(self, value: Tensor | int, /) -> Tensor
+__rfloordiv__(self, value: Tensor | int, /) -> Tensor
 __matmul__(self, value: Tensor, /) -> Tensor
 __rmatmul__(self, value: Tensor, /) -> Tensor
-__pow__(self, value: builtins.float, mod: None = None, /) -> Tensor
+__pow__(self, value: float, mod: None = None, /) -> Tensor
 """
 
 FUNCTIONS = """
@@ -130,6 +166,13 @@ from_dlpack(source: _SupportsDLPack | CapsuleType, /) -> Tensor
 apply(name: str, tensors: list[Any] | tuple[Any, ...], attrs: dict[str, Any] = ..., /) -> Any
 apply_(name: str, tensors: list[Any] | tuple[Any, ...], attrs: dict[str, Any] = ..., /) -> Tensor
 op_specs() -> list[dict[str, Any]]
+choose(condition: Tensor, a: Tensor | float, b: Tensor | float, /) -> Tensor
+promote(a: Tensor | float, b: Tensor | float, /) -> tuple[Tensor, Tensor]
+full(shape: tuple[int, ...], value: float, dtype: str, device: str = "cpu", /) -> Tensor
+storage_id(tensor: Tensor, /) -> int
+storage_bytes(tensor: Tensor, /) -> Tensor
+storage_view(tensor: Tensor, dtype: str, shape: tuple[int, ...], stride: tuple[int, ...] | None = None,
+    offset: int = 0, /) -> Tensor
 set_grad_enabled(on: bool, /) -> bool
 is_grad_enabled() -> bool
 enter_mode(before: dict[int, list[Any]], read: Callable[[], Any], write: Callable[[Any], Any], value: Any = ..., /) -> None
@@ -195,12 +238,21 @@ def wrapped(line: str, width: int) -> str:
 
 
 def definition(signature: str, doc: str | None, indent: int, decorators: tuple[str, ...] = ()) -> str:
-    """`def <signature>:` with a docstring or `...`."""
+    """`def <signature>:` with a docstring or `...`; with an indent, in the class."""
     tail = "" if doc else " ..."
+    signature = in_class(signature) if indent else signature
+    if signature.startswith(("__eq__", "__ne__")):
+        tail += "  # type: ignore[override]"  # element by element, where object's is a bool
     text = "".join(f"@{name}\n" for name in decorators) + wrapped(f"def {signature}:{tail}", WIDTH - indent)
     if doc:
         text += "\n" + textwrap.indent(docstring(doc, WIDTH - indent - 4), "    ")
     return textwrap.indent(text, " " * indent) + "\n"
+
+
+def in_class(signature: str) -> str:
+    """With Python's own int, bool and float named in full: in the class these are methods."""
+    name, bracket, rest = signature.partition("(")
+    return name + bracket + re.sub(r"(?<![\w.])(int|bool|float)\b(?! *:)", r"builtins.\1", rest)
 
 
 def docstring(doc: str, width: int) -> str:
@@ -222,10 +274,9 @@ def overloads(signatures: list[str], doc: str | None, indent: int) -> str:
 # ---- ops ----
 
 
-def attribute_type(kind: str, in_class: bool) -> str:
+def attribute_type(kind: str) -> str:
     """kind: the letter of csrc/ops/schema.c."""
-    number = "builtins.float" if in_class else "float"
-    return {"i": "int", "i2": "int | Sequence[int]", "f": number, "b": "bool", "l": "int | Sequence[int] | None",
+    return {"i": "int", "i2": "int | Sequence[int]", "f": "float", "b": "bool", "l": "int | Sequence[int] | None",
             "s": "int | Sequence[int]", "t": "str | None"}[kind]
 
 
@@ -251,31 +302,30 @@ def joined(parameters: list[tuple[str, str, str | None]], first: str, returns: s
     return f"{name}({', '.join(texts)}) -> {returns}"
 
 
-def op_signatures(spec: dict[str, Any], in_class: bool) -> list[str]:
+def op_signatures(spec: dict[str, Any], method: bool) -> list[str]:
     """The ways to call an op, the usual one first. In the class the first input is self."""
     name, inputs = spec["name"], spec["inputs"].split()
-    number = "builtins.float" if in_class else "float"
     outputs = len(spec["outputs"].split())
     returns = "Tensor" if outputs == 1 else f"tuple[{', '.join(['Tensor'] * outputs)}]"
     if name in SOME_OUTPUTS:
         returns = "tuple[Tensor, ...]"
-    first = "self" if in_class else ""
+    first = "self" if method else ""
     given: list[tuple[str, str, str | None]] = []
     if inputs[-1].endswith("*"):
-        first = "self, tensors: Sequence[Tensor], /" if in_class else "tensors: Sequence[Tensor], /"
+        first = "self, tensors: Sequence[Tensor], /" if method else "tensors: Sequence[Tensor], /"
     else:
         for i, word in enumerate(inputs):
-            if i == 0 and in_class:
+            if i == 0 and method:
                 continue
             optional = word.endswith("?")
             last = all(later.endswith("?") for later in inputs[i:])
-            kind = "Tensor | None" if optional else f"Tensor | {number}" if name in NUMBERS else "Tensor"
+            kind = "Tensor | None" if optional else "Tensor | float" if name in NUMBERS else "Tensor"
             given.append((word.rstrip("?"), kind, "None" if last else None))
     attributes = []
     for word in spec["attrs"].split():
         attribute, _, rest = word.partition(":")
         kind, _, value = rest.partition("=")
-        attributes.append((attribute, kind, attribute_type(kind, in_class), attribute_default(kind, value)))
+        attributes.append((attribute, kind, attribute_type(kind), attribute_default(kind, value)))
 
     plain = [(a, t, d) for a, _, t, d in attributes]
     if len(attributes) == 1 and attributes[0][1] in ("l", "s"):  # x.reshape((2, 3)), x.reshape(2, 3)
@@ -291,6 +341,24 @@ def op_signatures(spec: dict[str, Any], in_class: bool) -> list[str]:
                  *(f"{a}: {t}" + ("" if d is None else f" = {d}") for a, t, d in renamed)]
         signatures.append(f"{name}({', '.join(t for t in texts if t)}) -> {returns}")
     return signatures
+
+
+# ---- methods written in Python ----
+
+
+def composed_signature(name: str, function: Any) -> str:
+    """The signature of a function of asenpp/composed.py, whose annotations are text."""
+    texts, named = [], False
+    for p in inspect.signature(function).parameters.values():
+        if p.kind is p.KEYWORD_ONLY and not named:
+            texts.append("*")
+            named = True
+        star = "*" if p.kind is p.VAR_POSITIONAL else ""
+        named = named or bool(star)
+        text = p.name if p.name == "self" else f"{star}{p.name}: {p.annotation}"
+        texts.append(text if p.default is p.empty else f"{text} = {p.default!r}")
+    returns = inspect.signature(function).return_annotation
+    return f"{name}({', '.join(texts)}) -> {returns}"
 
 
 # ---- the stub ----
@@ -320,16 +388,21 @@ def property_text(line: str, tensor: Any) -> str:
 
 def make(module: ModuleType) -> str:
     """The text of the stub of the built module."""
+    from asenpp.composed import METHODS as COMPOSED
+
     specs = {spec["name"]: spec for spec in module.op_specs()}
     methods, functions = by_name(METHODS), by_name(FUNCTIONS)
     parts = [HEADER.format(doc=module.__doc__),
              "class Tensor:",
              textwrap.indent(docstring(inspect.cleandoc(module.Tensor.__doc__), WIDTH - 4), "    ") + "\n",
-             "    __array_priority__: builtins.float\n"]
+             "    __array_priority__: float\n"]
     parts += [property_text(line, module.Tensor) for line in lines_of(PROPERTIES)]
     parts += [overloads(signatures, doc_of(module.Tensor, name), 4) for name, signatures in methods.items()]
+    parts.append("    # Composed of ops (asenpp/composed.py).\n")
+    parts += [overloads([composed_signature(name, f)], doc_of(module.Tensor, name), 4)
+              for name, f in COMPOSED.items() if not isinstance(f, property)]
     parts.append("    # Ops: this tensor is the first input.\n")
-    parts += [overloads(op_signatures(spec, True), spec["doc"], 4) for spec in specs.values()]
+    parts += [overloads(op_signatures(spec, True), spec["doc"], 4) for spec in specs.values() if spec["method"]]
     parts += [overloads(signatures, doc_of(module, name), 0) for name, signatures in functions.items()]
     parts.append("# Ops\n")
     parts += [overloads(op_signatures(spec, False), spec["doc"], 0) for spec in specs.values()]

@@ -77,8 +77,9 @@ def test_indexing_is_numpys():
             assert ours.data_ptr() == want.ctypes.data, key
 
 
-@pytest.mark.parametrize("key", [3, -4, (0, 4), (0, 0, 0), slice(None, None, -1), slice(0, 2, 0), 1.0, "a", [0, 1], True, (Ellipsis, Ellipsis),
-                                 2**70, (None,) * 20, (None,) * 7 + (Ellipsis,), (None,) * 14 + (Ellipsis,), np.array([0])],
+@pytest.mark.parametrize("key", [3, -4, (0, 4), (0, 0, 0), slice(None, None, -1), slice(0, 2, 0), 1.0, "a", [0, 3], [0.0], [True, False], (0, 1, True, [True] * 2), (Ellipsis, Ellipsis),
+                                 2**70, (None,) * 20, (None,) * 7 + (Ellipsis,), (None,) * 14 + (Ellipsis,), np.array([3]),
+                                 np.array([0.0]), np.ones((3, 3), bool), ([0], [0], [0])],
                          ids=str)
 def test_wrong_keys_raise(key):
     with pytest.raises((IndexError, TypeError, ValueError)):
@@ -384,11 +385,14 @@ def test_operators_with_numbers_on_both_sides(number):
 
 def test_operators_with_what_is_no_number():
     t = tensor([1.0, 2.0])
-    for other in ("a", None, [1.0, 2.0], 1j, np.ones(2, np.float32), np.array(2.0), object()):
-        for f in (lambda a, b: a + b, lambda a, b: a * b, lambda a, b: a @ b):
+    for other in ("a", None, [1.0, 2.0], 1j, np.ones(2, np.float32), np.array("a"), np.array(1j), object()):
+        for f in (lambda a, b: a + b, lambda a, b: a * b, lambda a, b: a @ b, lambda a, b: a < b, lambda a, b: a >= b):
             for pair in [(t, other), (other, t)]:
                 with pytest.raises(TypeError):
                     f(*pair)
+    for pair in [(t, np.ones(2, np.float32)), (np.ones(2, np.float32), t)]:  # not False, as for what does not compare
+        with pytest.raises(TypeError, match="from_numpy"):
+            pair[0] == pair[1]
     with pytest.raises(TypeError):
         t**t
     with pytest.raises(TypeError):
@@ -404,7 +408,7 @@ def test_integer_tensors_with_numbers(dtype):
     for wrong in (lambda: t * 0.5, lambda: 0.5 * t, lambda: t + np.float64(1), lambda: t / 2, lambda: 2 / t):
         with pytest.raises(TypeError, match="float"):
             wrong()
-    for number in (2**53 + 1, 2**63, -(2**64)):
+    for number in (2**63, -(2**64)):
         with pytest.raises(ValueError):
             t + number
     if dtype == np.uint8:
@@ -493,6 +497,10 @@ def test_no_leak_from_any_type_or_method():
             yield _asen.from_numpy(np.ones((2, 2, 3, 3), np.float32))[:, ::2]
 
         def round():
+            for given in arguments:  # what copies keep in the dict that they are given
+                for value in given:
+                    if isinstance(value, dict):
+                        value.clear()
             for kind in types:
                 for args in arguments:
                     call(kind, *args)

@@ -34,9 +34,9 @@ def conv_bn(conv: Conv2d, bn: BatchNorm2d, x: Tensor, relu: bool = False, residu
             groups: int = 1) -> Tensor:
     """bn(conv(x)) (+ residual) (then ReLU); folded in evaluation mode while no gradient is recorded.
 
-    x (N, C, H, W); groups: see BatchNorm2d.
+    x (N, C, H, W); groups: see BatchNorm2d. Modules with hooks are called, one after the other.
     """
-    if bn.training or _asen.is_grad_enabled():
+    if bn.training or _asen.is_grad_enabled() or conv.has_hooks() or bn.has_hooks():
         bn.__dict__.pop("_folded", None)
         return bn(conv(x), residual, relu, groups)
     weight, bias = _folded(conv, bn)

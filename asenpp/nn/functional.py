@@ -13,9 +13,10 @@ import numpy as np
 from .. import _asen
 from .._asen import Tensor
 from ..amp import lowered
+from ..basics import where
 from ..random import dropout_seed
 
-__all__ = ["conv2d", "batch_norm", "relu", "tanh", "sigmoid", "softmax", "log_softmax", "max_pool2d",
+__all__ = ["conv2d", "batch_norm", "relu", "leaky_relu", "elu", "silu", "tanh", "sigmoid", "softmax", "log_softmax", "max_pool2d",
            "adaptive_avg_pool2d", "linear", "embedding", "dropout", "cross_entropy", "cosine_similarity",
            "margin_ranking_loss", "normalize", "arc_margin", "spatial_attention", "indices"]
 
@@ -63,6 +64,21 @@ def batch_norm(x: Tensor, running_mean: Tensor, running_var: Tensor, weight: Ten
 def relu(x: Tensor) -> Tensor:
     """max(x, 0), element by element."""
     return _asen.relu(x)
+
+
+def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:
+    """x where x > 0, else negative_slope * x, element by element."""
+    return where(x > 0, x, negative_slope * x)
+
+
+def elu(x: Tensor, alpha: float = 1.0) -> Tensor:
+    """x where x > 0, else alpha * (exp(x) - 1), element by element."""
+    return where(x > 0, x, alpha * (x.clamp(max=0.0).exp() - 1))
+
+
+def silu(x: Tensor) -> Tensor:
+    """x * sigmoid(x), element by element."""
+    return x * x.sigmoid()
 
 
 def tanh(x: Tensor) -> Tensor:

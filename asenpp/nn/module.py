@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .._asen import Tensor
+from .hooks import Hooks, RemovableHandle
 from .parameter import Buffer, Parameter
 
-__all__ = ["Module", "Sequential", "ModuleList", "ModuleDict", "LoadReport"]
+__all__ = ["Module", "Sequential", "ModuleList", "ModuleDict", "LoadReport", "RemovableHandle"]
 
 _FLOATING = ("float16", "bfloat16", "float32", "float64")
 
@@ -46,9 +48,8 @@ class Module:
     # -- attributes -------------------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
-        kind = {Parameter: "_parameters", Buffer: "_buffers"}.get(type(value))
-        if kind is None and isinstance(value, Module):
-            kind = "_modules"
+        kind = ("_parameters" if isinstance(value, Parameter) else "_buffers" if isinstance(value, Buffer)
+                else "_modules" if isinstance(value, Module) else None)
         if "_modules" not in self.__dict__:
             if kind is not None:
                 raise AttributeError(f"{type(self).__name__}: call super().__init__() before setting {name}")
@@ -103,8 +104,13 @@ class Module:
 
     # -- the tree ---------------------------------------------------------------------------------
 
+    def named_children(self) -> Iterator[tuple[str, "Module"]]:
+        """Names and modules one level below, each module once."""
+        return _once((name, module) for name, module in self._modules.items() if module is not None)
+
     def children(self) -> Iterator["Module"]:
-        return (module for module in self._modules.values() if module is not None)
+        """The modules one level below, each once."""
+        return (module for _, module in self.named_children())
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
         """This module and all below it, each once, parents first."""
@@ -207,6 +213,18 @@ class Module:
     def double(self) -> "Module":
         return self.to("float64")
 
+    def half(self) -> "Module":
+        return self.to("float16")
+
+    def bfloat16(self) -> "Module":
+        return self.to("bfloat16")
+
+    def cpu(self) -> "Module":
+        return self.to(device="cpu")
+
+    def cuda(self) -> "Module":
+        return self.to(device="cuda")
+
     # -- state ------------------------------------------------------------------------------------
 
     def state_dict(self, prefix: str = "") -> dict[str, Tensor]:
@@ -266,7 +284,47 @@ class Module:
         raise NotImplementedError(f"{type(self).__name__} has no forward()")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward(*args, **kwargs)
+        """forward(), between the hooks that were registered."""
+        hooks = self.__dict__.get("_hooks")
+        return self.forward(*args, **kwargs) if not hooks else hooks.call(self, args, kwargs)
+
+    def register_forward_pre_hook(self, hook: Callable[..., Any], *, prepend: bool = False,
+                                  with_kwargs: bool = False) -> RemovableHandle:
+        """Calls hook(module, args) before forward(); what it returns, if not None, replaces the positional
+        arguments (one value that is no tuple: the only one).
+
+        prepend: before the hooks that are there, not after them. with_kwargs: hook(module, args, kwargs),
+        which returns None or (args, kwargs). The handle's remove() takes the hook away.
+        """
+        return self._own_hooks().add_before(hook, prepend, with_kwargs)
+
+    def register_forward_hook(self, hook: Callable[..., Any], *, prepend: bool = False,
+                              with_kwargs: bool = False) -> RemovableHandle:
+        """Calls hook(module, args, output) after forward(); what it returns, if not None, replaces the output.
+
+        prepend: before the hooks that are there, not after them. with_kwargs: hook(module, args, kwargs,
+        output). The handle's remove() takes the hook away. A convolution or batch norm with a hook is not
+        folded in evaluation.
+        """
+        return self._own_hooks().add_after(hook, prepend, with_kwargs)
+
+    def has_hooks(self) -> bool:
+        """Whether calling the module is more than its forward()."""
+        return bool(self.__dict__.get("_hooks"))
+
+    def _own_hooks(self) -> Hooks:
+        if "_modules" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__}: call super().__init__() before registering a hook")
+        return self.__dict__.setdefault("_hooks", Hooks())
+
+    # -- copies -------------------------------------------------------------------------------------
+
+    def __copy__(self) -> "Module":
+        """Another module with the same parameters and children: what is set on one is not set on the other."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update({name: dict(value) if name in ("_parameters", "_buffers", "_modules") else copy.copy(value) if name == "_hooks" else value
+                              for name, value in self.__dict__.items()})
+        return twin
 
     def extra_repr(self) -> str:
         return ""

@@ -12,7 +12,7 @@ from . import init
 from .module import Module
 from .parameter import Buffer, Parameter
 
-__all__ = ["Conv2d", "BatchNorm2d", "Linear", "Embedding", "Dropout", "ReLU", "Tanh", "Sigmoid", "Softmax",
+__all__ = ["Conv2d", "BatchNorm2d", "Linear", "Embedding", "Dropout", "ReLU", "LeakyReLU", "Tanh", "Sigmoid", "Softmax",
            "MaxPool2d", "AdaptiveAvgPool2d", "Identity", "Flatten", "CrossEntropyLoss", "CosineSimilarity",
            "MarginRankingLoss"]
 
@@ -148,6 +148,20 @@ class ReLU(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x)
+
+
+class LeakyReLU(Module):
+    """x where x > 0, else negative_slope * x, of any shape."""
+
+    def __init__(self, negative_slope: float = 0.01):
+        super().__init__()
+        self.negative_slope = negative_slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(x, self.negative_slope)
+
+    def extra_repr(self) -> str:
+        return f"negative_slope={self.negative_slope}"
 
 
 class Tanh(Module):

@@ -33,24 +33,50 @@ static bool fits(asen_dtype dtype, double value)
     }
 }
 
-int asen_tensor_full(asen_device *device, asen_dtype dtype, int ndim, const int64_t *shape, double value,
-                     asen_tensor **out)
+/* `element`: the value's bytes. */
+static int filled(asen_device *device, asen_dtype dtype, int ndim, const int64_t *shape, const void *element,
+                  asen_tensor **out)
 {
     const asen_memory *m = device->memory;
-    *out = NULL;
-    if (!fits(dtype, value))
-        return asen_fail(ASEN_ERR_VALUE, "%.17g is not a value of %s", value, asen_dtype_name(dtype));
     int status = asen_tensor_new(device, dtype, ndim, shape, out);
     if (status != ASEN_OK)
         return status;
-    uint64_t element = 0;
-    encode(dtype, value, &element);
-    status = m->fill(m->self, asen_tensor_data(*out), &element, asen_dtype_size(dtype), asen_tensor_count(*out));
+    status = m->fill(m->self, asen_tensor_data(*out), element, asen_dtype_size(dtype), asen_tensor_count(*out));
     if (status != ASEN_OK) {
         asen_tensor_release(*out);
         *out = NULL;
     }
     return status;
+}
+
+int asen_tensor_full(asen_device *device, asen_dtype dtype, int ndim, const int64_t *shape, double value,
+                     asen_tensor **out)
+{
+    uint64_t element = 0;
+    *out = NULL;
+    if (!fits(dtype, value))
+        return asen_fail(ASEN_ERR_VALUE, "%.17g is not a value of %s", value, asen_dtype_name(dtype));
+    encode(dtype, value, &element);
+    return filled(device, dtype, ndim, shape, &element, out);
+}
+
+int asen_tensor_full_integer(asen_device *device, asen_dtype dtype, int ndim, const int64_t *shape, int64_t value,
+                             asen_tensor **out)
+{
+    uint64_t element = 0;
+    *out = NULL;
+    if ((dtype == ASEN_U8 && (value < 0 || value > UINT8_MAX)) ||
+        (dtype == ASEN_I32 && (value < INT32_MIN || value > INT32_MAX)))
+        return asen_fail(ASEN_ERR_VALUE, "%lld is not a value of %s", (long long)value, asen_dtype_name(dtype));
+    if (dtype == ASEN_I64) {
+        memcpy(&element, &value, sizeof value);
+    } else if (dtype == ASEN_F32) { /* not through a double: one rounding */
+        float rounded = (float)value;
+        memcpy(&element, &rounded, sizeof rounded);
+    } else {
+        encode(dtype, (double)value, &element);
+    }
+    return filled(device, dtype, ndim, shape, &element, out);
 }
 
 int asen_tensor_to_dense(asen_tensor *tensor, asen_tensor **out)

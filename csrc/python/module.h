@@ -18,6 +18,8 @@ int asen_py_add_config(PyObject *module);
 int asen_py_add_numpy(PyObject *module);
 int asen_py_add_tensor(PyObject *module);
 int asen_py_add_ops(PyObject *module);
+int asen_py_add_operators(PyObject *module);
+int asen_py_add_copying(PyObject *module);
 int asen_py_add_dlpack(PyObject *module);
 int asen_py_add_runtime(PyObject *module);
 int asen_py_add_modes(PyObject *module);

@@ -65,6 +65,15 @@ PyObject *asen_py_to_numpy(PyObject *self, bool writable)
     return array;
 }
 
+bool asen_py_is_array(PyObject *object) { return PyArray_Check(object); }
+bool asen_py_is_numpy_bool(PyObject *object) { return PyArray_IsScalar(object, Bool); }
+
+PyObject *asen_py_numpy_item(PyObject *object)
+{
+    bool value = PyArray_IsScalar(object, Generic) || (PyArray_Check(object) && PyArray_NDIM((PyArrayObject *)object) == 0);
+    return value ? PyObject_CallMethod(object, "item", NULL) : NULL;
+}
+
 static int dtype_of(PyArrayObject *array, asen_dtype *out)
 {
     for (int d = 0; d < ASEN_DTYPE_COUNT; d++)

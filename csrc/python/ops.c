@@ -166,8 +166,7 @@ static int give_positional(call_state *call, PyObject *const *args, Py_ssize_t a
 
 static bool is_number(asen_py_state *state, PyObject *object)
 {
-    return !asen_py_is_tensor(state, object) && (PyFloat_Check(object) || PyLong_Check(object) ||
-                                                 (PyNumber_Check(object) && !PySequence_Check(object)));
+    return !asen_py_is_tensor(state, object) && asen_py_is_number(object);
 }
 
 static int not_a_tensor(const call_state *call, int i, PyObject *object)
@@ -180,29 +179,20 @@ static int not_a_tensor(const call_state *call, int i, PyObject *object)
 /* A 0-d tensor of a Python or NumPy number, exactly: integers take no fractions. */
 static int number_to_tensor(call_state *call, int i, const asen_tensor *model)
 {
-    PyObject *object = call->object[i];
-    double value = PyFloat_AsDouble(object);
-    if (value == -1 && PyErr_Occurred())
-        return -1;
-    if (!asen_dtype_is_float(model->dtype)) {
-        if (!PyIndex_Check(object)) {
-            PyErr_Format(PyExc_TypeError, "%s: %R with a tensor of %s: convert the tensor with .float() first",
-                         asen_op_get(call->op)->name, object, asen_dtype_name(model->dtype));
-            return -1;
-        }
-        if (value >= 0x1p53 || value <= -0x1p53) { /* a double would round it */
-            PyErr_Format(PyExc_ValueError, "%s: the number %R is too large", asen_op_get(call->op)->name, object);
-            return -1;
-        }
+    PyObject *number = asen_py_as_number(call->object[i]);
+    if (number == NULL)
+        return PyErr_Occurred() ? -1 : not_a_tensor(call, i, call->object[i]);
+    int failed = 0;
+    if (!asen_dtype_is_float(model->dtype) && !PyLong_Check(number)) {
+        PyErr_Format(PyExc_TypeError, "%s: %R with a tensor of %s: convert the tensor with .float() first",
+                     asen_op_get(call->op)->name, number, asen_dtype_name(model->dtype));
+        failed = -1;
+    } else {
+        failed = asen_py_full(model->storage->device, model->dtype, number, &call->made[i]);
     }
-    int status = asen_tensor_full(model->storage->device, model->dtype, 0, NULL, value, &call->made[i]);
-    if (status != ASEN_OK) {
-        asen_fail_prefix("%s", asen_op_get(call->op)->name);
-        asen_py_raise(status);
-        return -1;
-    }
+    Py_DECREF(number);
     call->tensor[i] = call->made[i];
-    return 0;
+    return failed;
 }
 
 /* Objects to tensors; numbers become 0-d tensors like the first tensor among the inputs. */
@@ -489,9 +479,10 @@ static PyObject *op_specs(PyObject *module, PyObject *unused)
     for (int op = 0; op < ASEN_OP_COUNT && list != NULL; op++) {
         const asen_op_info *info = asen_op_get((asen_op)op);
         PyObject *row = Py_BuildValue(
-            "{s:s,s:s,s:s,s:s,s:s,s:s,s:O,s:O}", "name", info->name, "inputs", info->inputs, "outputs",
+            "{s:s,s:s,s:s,s:s,s:s,s:s,s:O,s:O,s:O}", "name", info->name, "inputs", info->inputs, "outputs",
             info->outputs, "attrs", asen_schema_get((asen_op)op)->attrs->text, "saves", info->saves, "doc", info->doc,
-            "differentiable", asen_grad_rules[op] ? Py_True : Py_False, "view", info->flags & ASEN_IS_VIEW ? Py_True : Py_False);
+            "differentiable", asen_grad_rules[op] ? Py_True : Py_False, "view", info->flags & ASEN_IS_VIEW ? Py_True : Py_False,
+            "method", asen_py_is_method(info->name) ? Py_True : Py_False);
         if (row == NULL || PyList_Append(list, row) < 0)
             Py_CLEAR(list);
         Py_XDECREF(row);

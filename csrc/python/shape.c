@@ -24,39 +24,69 @@ static int wrap_dim(int dim, int ndim)
     return -1;
 }
 
-static PyObject *method_flatten(PyObject *self, PyObject *args)
+static PyObject *method_flatten(PyObject *self, PyObject *args, PyObject *kwargs)
 {
+    static char *names[] = {"start_dim", "end_dim", NULL};
     asen_tensor *t = self_tensor(self);
-    int start = 0;
+    int start = 0, end = -1, dims = t->ndim > 0 ? t->ndim : 1, n = 0;
     int64_t shape[ASEN_MAX_DIMS + 1];
-    if (!PyArg_ParseTuple(args, "|i:flatten", &start) || (start = wrap_dim(start, t->ndim > 0 ? t->ndim : 1)) < 0)
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|ii:flatten", names, &start, &end) ||
+        (start = wrap_dim(start, dims)) < 0 || (end = wrap_dim(end, dims)) < 0)
         return NULL;
-    memcpy(shape, t->shape, sizeof t->shape);
-    shape[start] = asen_shape_count(t->ndim - start, t->shape + start);
-    return reshaped(self, start + 1, shape);
+    if (start > end) {
+        PyErr_Format(PyExc_ValueError, "flatten: start_dim %d lies behind end_dim %d", start, end);
+        return NULL;
+    }
+    for (int d = 0; d < start; d++)
+        shape[n++] = t->shape[d];
+    shape[n++] = t->ndim == 0 ? 1 : asen_shape_count(end - start + 1, t->shape + start);
+    for (int d = end + 1; d < t->ndim; d++)
+        shape[n++] = t->shape[d];
+    return reshaped(self, n, shape);
 }
 
-static PyObject *method_unsqueeze(PyObject *self, PyObject *args)
+static PyObject *method_unsqueeze(PyObject *self, PyObject *args, PyObject *kwargs)
 {
+    static char *names[] = {"dim", NULL};
     asen_tensor *t = self_tensor(self);
     int dim, n = 0;
     int64_t shape[ASEN_MAX_DIMS + 1];
-    if (!PyArg_ParseTuple(args, "i:unsqueeze", &dim) || (dim = wrap_dim(dim, t->ndim + 1)) < 0)
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i:unsqueeze", names, &dim) || (dim = wrap_dim(dim, t->ndim + 1)) < 0)
         return NULL;
     for (int d = 0; d <= t->ndim; d++)
         shape[d] = d == dim ? 1 : t->shape[n++];
     return reshaped(self, t->ndim + 1, shape);
 }
 
-static PyObject *method_squeeze(PyObject *self, PyObject *args)
+/* A bit for each dim of an int or a tuple of ints. */
+static int dims_given(PyObject *given, int ndim, unsigned *bits)
 {
+    PyObject *tuple = PyIndex_Check(given) ? PyTuple_Pack(1, given) : PySequence_Tuple(given);
+    int failed = tuple == NULL ? -1 : 0;
+    *bits = 0;
+    for (Py_ssize_t i = 0; failed == 0 && i < PyTuple_GET_SIZE(tuple); i++) {
+        long dim = PyLong_AsLong(PyTuple_GET_ITEM(tuple, i));
+        int wrapped = dim == -1 && PyErr_Occurred() ? -1 : wrap_dim(dim < INT_MIN || dim > INT_MAX ? INT_MAX : (int)dim, ndim);
+        failed = wrapped < 0 ? -1 : 0;
+        *bits |= failed ? 0 : 1u << wrapped;
+    }
+    Py_XDECREF(tuple);
+    return failed;
+}
+
+static PyObject *method_squeeze(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"dim", NULL};
     asen_tensor *t = self_tensor(self);
-    int dim = INT_MIN, n = 0;
+    PyObject *given = Py_None;
+    int n = 0;
+    unsigned bits = ~0u;
     int64_t shape[ASEN_MAX_DIMS];
-    if (!PyArg_ParseTuple(args, "|i:squeeze", &dim) || (dim != INT_MIN && (dim = wrap_dim(dim, t->ndim)) < 0))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O:squeeze", names, &given) ||
+        (given != Py_None && dims_given(given, t->ndim > 0 ? t->ndim : 1, &bits) < 0))
         return NULL;
     for (int d = 0; d < t->ndim; d++)
-        if (t->shape[d] != 1 || (dim != INT_MIN && d != dim))
+        if (t->shape[d] != 1 || !(bits >> d & 1))
             shape[n++] = t->shape[d];
     return reshaped(self, n, shape);
 }
@@ -93,118 +123,13 @@ static PyObject *method_view(PyObject *self, PyObject *const *args, Py_ssize_t n
 
 PyMethodDef asen_py_shape_methods[] = {
     {"view", (PyCFunction)(void (*)(void))method_view, METH_FASTCALL, "The same as reshape."},
-    {"flatten", method_flatten, METH_VARARGS, "flatten(start_dim=0): the dims from start_dim on as one."},
-    {"unsqueeze", method_unsqueeze, METH_VARARGS, "unsqueeze(dim): with a dim of size 1 inserted."},
-    {"squeeze", method_squeeze, METH_VARARGS, "squeeze(dim=None): without the dims of size 1 (or that one)."},
+    {"flatten", (PyCFunction)(void (*)(void))method_flatten, METH_VARARGS | METH_KEYWORDS,
+     "flatten(start_dim=0, end_dim=-1): the dims from start_dim to end_dim as one."},
+    {"unsqueeze", (PyCFunction)(void (*)(void))method_unsqueeze, METH_VARARGS | METH_KEYWORDS,
+     "unsqueeze(dim): with a dim of size 1 inserted."},
+    {"squeeze", (PyCFunction)(void (*)(void))method_squeeze, METH_VARARGS | METH_KEYWORDS,
+     "squeeze(dim=None): without the dims of size 1, or without those of the given ones that have size 1."},
     {"transpose", method_transpose, METH_VARARGS, "transpose(a, b): two dims swapped."},
     {"t", method_t, METH_NOARGS, "A matrix transposed."},
     {NULL},
 };
-
-/* ---- indexing: integers, slices, None, Ellipsis; or one int64 tensor that picks rows ---- */
-
-typedef struct {
-    asen_attrs slice;
-    int64_t shape[ASEN_MAX_DIMS]; /* of the result: kept and inserted dims */
-    int in, out;                  /* dims of the tensor used, of the result made */
-    bool ellipsis;
-} index_plan;
-
-static int plan_dim(index_plan *plan, int64_t size)
-{
-    if (plan->out == ASEN_MAX_DIMS) {
-        PyErr_Format(PyExc_IndexError, "the result would have more than %d dims", ASEN_MAX_DIMS);
-        return -1;
-    }
-    plan->shape[plan->out++] = size;
-    return 0;
-}
-
-static int plan_item(index_plan *plan, const asen_tensor *t, PyObject *item, Py_ssize_t rest)
-{
-    asen_list *start = &plan->slice.slice.start, *stop = &plan->slice.slice.stop, *step = &plan->slice.slice.step;
-    if (item == Py_None)
-        return plan_dim(plan, 1);
-    if (item == Py_Ellipsis) {
-        if (plan->ellipsis) {
-            PyErr_SetString(PyExc_IndexError, "an index can have only one ...");
-            return -1;
-        }
-        plan->ellipsis = true;
-        for (; plan->in < t->ndim - rest; plan->in++)
-            if (plan_dim(plan, t->shape[plan->in]) < 0)
-                return -1;
-        return 0;
-    }
-    if (plan->in >= t->ndim) {
-        PyErr_Format(PyExc_IndexError, "too many indices for a tensor of %d dims", t->ndim);
-        return -1;
-    }
-    int d = plan->in++;
-    if (PySlice_Check(item)) {
-        Py_ssize_t from, to, by;
-        if (PySlice_Unpack(item, &from, &to, &by) < 0)
-            return -1;
-        if (by < 1) {
-            PyErr_SetString(PyExc_ValueError, "slices of tensors need a positive step");
-            return -1;
-        }
-        Py_ssize_t size = PySlice_AdjustIndices((Py_ssize_t)t->shape[d], &from, &to, by);
-        start->item[d] = from;
-        stop->item[d] = to;
-        step->item[d] = by;
-        return plan_dim(plan, size);
-    }
-    if (!PyIndex_Check(item) || PyBool_Check(item)) { /* elsewhere, True is a mask */
-        PyErr_Format(PyExc_TypeError, "tensors are indexed by integers, slices, None, ... or an int64 tensor, not %.100s",
-                     Py_TYPE(item)->tp_name);
-        return -1;
-    }
-    Py_ssize_t i = PyNumber_AsSsize_t(item, PyExc_IndexError);
-    if (i == -1 && PyErr_Occurred())
-        return -1;
-    if (i < -t->shape[d] || i >= t->shape[d]) {
-        PyErr_Format(PyExc_IndexError, "index %zd in dim %d of size %lld", i, d, (long long)t->shape[d]);
-        return -1;
-    }
-    start->item[d] = i < 0 ? i + t->shape[d] : i;
-    stop->item[d] = start->item[d] + 1;
-    step->item[d] = 1;
-    return 0;
-}
-
-PyObject *asen_py_index(PyObject *self, PyObject *key)
-{
-    asen_py_state *state = asen_py_state_of_tensor(self);
-    asen_tensor *t = self_tensor(self);
-    if (state == NULL)
-        return NULL;
-    if (asen_py_is_tensor(state, key)) {
-        asen_tensor *const in[2] = {t, self_tensor(key)};
-        return asen_py_apply1(state, ASEN_OP_embedding, in, 2, NULL);
-    }
-    index_plan plan = {0};
-    plan.slice.slice.start.count = plan.slice.slice.stop.count = plan.slice.slice.step.count = t->ndim;
-    for (int d = 0; d < t->ndim; d++) {
-        plan.slice.slice.stop.item[d] = t->shape[d];
-        plan.slice.slice.step.item[d] = 1;
-    }
-    bool tuple = PyTuple_Check(key);
-    Py_ssize_t n = tuple ? PyTuple_GET_SIZE(key) : 1;
-    for (Py_ssize_t i = 0; i < n; i++) {
-        Py_ssize_t rest = 0; /* dims that the items after this one use */
-        for (Py_ssize_t j = i + 1; j < n; j++)
-            rest += PyTuple_GET_ITEM(key, j) != Py_None && PyTuple_GET_ITEM(key, j) != Py_Ellipsis;
-        if (plan_item(&plan, t, tuple ? PyTuple_GET_ITEM(key, i) : key, rest) < 0)
-            return NULL;
-    }
-    for (; plan.in < t->ndim; plan.in++)
-        if (plan_dim(&plan, t->shape[plan.in]) < 0)
-            return NULL;
-    PyObject *view = asen_py_apply1(state, ASEN_OP_slice, &t, 1, &plan.slice);
-    if (view == NULL)
-        return NULL;
-    PyObject *result = reshaped(view, plan.out, plan.shape);
-    Py_DECREF(view);
-    return result;
-}

@@ -357,7 +357,11 @@ static PyObject *convert(PyObject *self, asen_dtype dtype)
 
 static PyObject *method_float(PyObject *self, PyObject *unused) { return convert(self, ASEN_F32); }
 static PyObject *method_double(PyObject *self, PyObject *unused) { return convert(self, ASEN_F64); }
+static PyObject *method_half(PyObject *self, PyObject *unused) { return convert(self, ASEN_F16); }
+static PyObject *method_bfloat16(PyObject *self, PyObject *unused) { return convert(self, ASEN_BF16); }
 static PyObject *method_long(PyObject *self, PyObject *unused) { return convert(self, ASEN_I64); }
+static PyObject *method_int(PyObject *self, PyObject *unused) { return convert(self, ASEN_I32); }
+static PyObject *method_bool(PyObject *self, PyObject *unused) { return convert(self, ASEN_BOOL); }
 
 static PyObject *method_clone(PyObject *self, PyObject *unused)
 {
@@ -403,21 +407,25 @@ static PyObject *method_copy_(PyObject *self, PyObject *source)
 
 static PyObject *method_fill_(PyObject *self, PyObject *value)
 {
-    double x = PyFloat_AsDouble(value);
     asen_tensor *tensor = self_tensor(self), *full;
-    if (x == -1 && PyErr_Occurred())
+    PyObject *number = asen_py_as_number(value);
+    if (number == NULL) {
+        if (!PyErr_Occurred())
+            PyErr_Format(PyExc_TypeError, "fill_ wants a number, not %.100s", Py_TYPE(value)->tp_name);
         return NULL;
-    int status = asen_tensor_full(tensor->storage->device, tensor->dtype, 0, NULL, x, &full);
-    if (status == ASEN_OK) {
-        status = asen_inplace_fill(tensor, full);
-        asen_tensor_release(full);
     }
+    int failed = asen_py_full(tensor->storage->device, tensor->dtype, number, &full);
+    Py_DECREF(number);
+    if (failed)
+        return NULL;
+    int status = asen_inplace_fill(tensor, full);
+    asen_tensor_release(full);
     return status == ASEN_OK ? Py_NewRef(self) : asen_py_raise(status);
 }
 
 static PyObject *method_zero_(PyObject *self, PyObject *unused)
 {
-    PyObject *zero = PyFloat_FromDouble(0), *result = zero == NULL ? NULL : method_fill_(self, zero);
+    PyObject *zero = PyLong_FromLong(0), *result = zero == NULL ? NULL : method_fill_(self, zero);
     Py_XDECREF(zero);
     return result;
 }
@@ -469,6 +477,7 @@ static PyObject *method_size(PyObject *self, PyObject *args)
 }
 
 static PyObject *method_stride(PyObject *self, PyObject *unused) { return ints(self_tensor(self)->stride, self_tensor(self)->ndim); }
+static PyObject *method_storage_offset(PyObject *self, PyObject *unused) { return PyLong_FromLongLong(self_tensor(self)->offset); }
 static PyObject *method_numel(PyObject *self, PyObject *unused) { return PyLong_FromLongLong(asen_tensor_count(self_tensor(self))); }
 static PyObject *method_data_ptr(PyObject *self, PyObject *unused)
 {
@@ -516,7 +525,11 @@ PyMethodDef asen_py_tensor_methods[] = {
     {"to", (PyCFunction)(void (*)(void))method_to, METH_VARARGS | METH_KEYWORDS, "to(dtype or device): the tensor converted or moved; itself where nothing changes. Gradients flow back, also between devices."},
     {"float", method_float, METH_NOARGS, "to('float32')."},
     {"double", method_double, METH_NOARGS, "to('float64')."},
-    {"long", method_long, METH_NOARGS, "to('int64')."},
+    {"half", method_half, METH_NOARGS, "to('float16')."},
+    {"bfloat16", method_bfloat16, METH_NOARGS, "to('bfloat16')."},
+    {"long", method_long, METH_NOARGS, "to('int64'): truncates."},
+    {"int", method_int, METH_NOARGS, "to('int32'): truncates."},
+    {"bool", method_bool, METH_NOARGS, "to('bool'): whether an element is not 0."},
     {"clone", method_clone, METH_NOARGS, "A dense copy; gradients flow through it."},
     {"contiguous", method_contiguous, METH_NOARGS, "The tensor in the dense layout (channels-last for 4 dims)."},
     {"is_contiguous", method_is_contiguous, METH_NOARGS, "Whether the tensor is in the dense layout."},
@@ -529,56 +542,14 @@ PyMethodDef asen_py_tensor_methods[] = {
     {"requires_grad_", method_requires_grad_, METH_VARARGS, "Sets requires_grad and returns the tensor."},
     {"size", method_size, METH_VARARGS, "size(): the shape; size(dim): the size of one dim."},
     {"stride", method_stride, METH_NOARGS, "Strides in elements."},
+    {"storage_offset", method_storage_offset, METH_NOARGS, "Elements before the first one in the storage."},
     {"numel", method_numel, METH_NOARGS, "Number of elements."},
     {"data_ptr", method_data_ptr, METH_NOARGS, "Address of the first element. Who has it can write there: nothing is kept of this memory's values from here on."},
     {NULL},
 };
 
-/* ---- operators ---- */
+/* ---- as a number, as a sequence, as text ---- */
 
-static PyObject *binary(asen_op op, PyObject *a, PyObject *b)
-{
-    PyObject *module = PyType_GetModuleByDef(Py_TYPE(a), &asen_py_module_def);
-    if (module == NULL) {
-        PyErr_Clear();
-        module = PyType_GetModuleByDef(Py_TYPE(b), &asen_py_module_def);
-    }
-    if (module == NULL)
-        return NULL;
-    asen_py_state *state = PyModule_GetState(module);
-    PyObject *args[2] = {a, b};
-    for (int i = 0; i < 2; i++)
-        if (!asen_py_is_tensor(state, args[i]) && !PyNumber_Check(args[i]))
-            Py_RETURN_NOTIMPLEMENTED;
-    for (int i = 0; i < 2 && op == ASEN_OP_div; i++)
-        if (asen_py_is_tensor(state, args[i]) && !asen_dtype_is_float(self_tensor(args[i])->dtype)) {
-            PyErr_Format(PyExc_TypeError, "/ of %s: convert with .float() (div() of integers rounds down)",
-                         asen_dtype_name(self_tensor(args[i])->dtype));
-            return NULL;
-        }
-    return asen_py_call_op(state, op, NULL, args, 2, NULL);
-}
-
-static PyObject *nb_add(PyObject *a, PyObject *b) { return binary(ASEN_OP_add, a, b); }
-static PyObject *nb_subtract(PyObject *a, PyObject *b) { return binary(ASEN_OP_sub, a, b); }
-static PyObject *nb_multiply(PyObject *a, PyObject *b) { return binary(ASEN_OP_mul, a, b); }
-static PyObject *nb_divide(PyObject *a, PyObject *b) { return binary(ASEN_OP_div, a, b); }
-static PyObject *nb_matmul(PyObject *a, PyObject *b) { return binary(ASEN_OP_matmul, a, b); }
-static PyObject *nb_negative(PyObject *a)
-{
-    return asen_py_call_op(asen_py_state_of_tensor(a), ASEN_OP_neg, a, NULL, 0, NULL);
-}
-static PyObject *nb_power(PyObject *a, PyObject *b, PyObject *modulus)
-{
-    if (!PyNumber_Check(b) || PyObject_HasAttrString(b, "requires_grad"))
-        Py_RETURN_NOTIMPLEMENTED;
-    PyObject *module = PyType_GetModuleByDef(Py_TYPE(a), &asen_py_module_def);
-    if (module == NULL) {
-        PyErr_Clear();
-        Py_RETURN_NOTIMPLEMENTED;
-    }
-    return asen_py_call_op(PyModule_GetState(module), ASEN_OP_pow, a, &b, 1, NULL);
-}
 static PyObject *nb_float(PyObject *a)
 {
     PyObject *item = method_item(a, NULL), *value = item == NULL ? NULL : PyNumber_Float(item);
@@ -593,6 +564,11 @@ static PyObject *nb_int(PyObject *a)
 }
 static int nb_bool(PyObject *a)
 {
+    if (asen_tensor_count(self_tensor(a)) != 1) {
+        PyErr_Format(PyExc_ValueError, "the truth of a tensor of shape %s is ambiguous: use any() or all()",
+                     ASEN_SHAPE_TEXT(self_tensor(a)));
+        return -1;
+    }
     PyObject *item = method_item(a, NULL);
     int value = item == NULL ? -1 : PyObject_IsTrue(item);
     Py_XDECREF(item);
@@ -645,6 +621,22 @@ static PyMemberDef members[] = {
     {NULL},
 };
 
+/* The methods that are written in Python: METHODS of asenpp/composed.py. */
+static int add_python_methods(PyObject *type)
+{
+    PyObject *composed = PyImport_ImportModule("asenpp.composed"), *name, *method;
+    PyObject *methods = composed == NULL ? NULL : PyObject_GetAttrString(composed, "METHODS");
+    Py_ssize_t at = 0;
+    int failed = methods == NULL || !PyDict_Check(methods);
+    while (!failed && PyDict_Next(methods, &at, &name, &method))
+        failed = PyObject_SetAttr(type, name, method) < 0;
+    if (failed && !PyErr_Occurred())
+        PyErr_SetString(PyExc_TypeError, "asenpp.composed.METHODS must be a dict");
+    Py_XDECREF(methods);
+    Py_XDECREF(composed);
+    return failed ? -1 : 0;
+}
+
 int asen_py_add_tensor(PyObject *module)
 {
     static PyType_Slot slots[] = {
@@ -656,19 +648,14 @@ int asen_py_add_tensor(PyObject *module)
         {Py_tp_repr, repr},
         {Py_tp_getset, getset},
         {Py_tp_members, members},
-        {Py_nb_add, nb_add},
-        {Py_nb_subtract, nb_subtract},
-        {Py_nb_multiply, nb_multiply},
-        {Py_nb_true_divide, nb_divide},
-        {Py_nb_matrix_multiply, nb_matmul},
-        {Py_nb_negative, nb_negative},
-        {Py_nb_power, nb_power},
         {Py_nb_float, nb_float},
         {Py_nb_int, nb_int},
         {Py_nb_bool, nb_bool},
         {Py_mp_length, length},
         {Py_mp_subscript, asen_py_index},
+        {Py_mp_ass_subscript, asen_py_set_index},
         {Py_sq_item, get_row},
+        ASEN_PY_OPERATORS,
         {0, NULL},
     };
     static PyType_Spec spec = {"asenpp._asen.Tensor", sizeof(asen_py_tensor), 0,
@@ -678,9 +665,12 @@ int asen_py_add_tensor(PyObject *module)
     if (type == NULL)
         return -1;
     state->tensor_type = (PyTypeObject *)type;
-    PyMethodDef *tables[] = {asen_py_tensor_methods, asen_py_shape_methods, asen_py_op_methods()};
+    PyMethodDef *tables[] = {asen_py_op_methods(), asen_py_tensor_methods, asen_py_shape_methods,
+                             asen_py_operator_methods};
     for (size_t t = 0; t < sizeof tables / sizeof *tables; t++)
         for (PyMethodDef *def = tables[t]; def->ml_name != NULL; def++) {
+            if (tables[t] == asen_py_op_methods() && !asen_py_is_method(def->ml_name))
+                continue;
             PyObject *method = PyDescr_NewMethod(state->tensor_type, def);
             int failed = method == NULL || PyObject_SetAttrString(type, def->ml_name, method) < 0;
             Py_XDECREF(method);
@@ -692,5 +682,6 @@ int asen_py_add_tensor(PyObject *module)
     PyObject *priority = PyFloat_FromDouble(1000);
     int failed = priority == NULL || PyObject_SetAttrString(type, "__array_priority__", priority) < 0;
     Py_XDECREF(priority);
+    failed = failed || add_python_methods(type) < 0;
     return failed ? -1 : PyModule_AddObjectRef(module, "Tensor", type);
 }
