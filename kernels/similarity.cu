@@ -26,6 +26,21 @@ template <typename T> __device__ __forceinline__ T row_norm(T squares, T eps)
     return norm > eps || norm != norm ? norm : eps;
 }
 
+/* Whether a sum of squares keeps its precision in T; else it is taken again in double. */
+template <typename T> __device__ __forceinline__ bool is_moderate(T squares)
+{
+    return sizeof(T) == 8 || (squares > T(1e-24) && squares < T(1e24));
+}
+
+/* The dot product of two rows of D in double, in all threads of the warp. */
+template <typename T> __device__ double dot_wide(const T *p, const T *q, int D)
+{
+    double sum = 0;
+    for (int d = threadIdx.x % 32; d < D; d += 32)
+        sum += (double)p[d] * (double)q[d];
+    return warp_sum(sum);
+}
+
 /* ---- cosine similarity: y = a.b / (|a| |b|), the norms clamped ---- */
 
 /* a, b: (N, D); y, norm_a, norm_b: (N). Bytes: |a| + |b|. */
@@ -49,8 +64,19 @@ __global__ void __launch_bounds__(ROW_THREADS)
                 ab += p.item[i] * q.item[i];
             }
         }
-        T length_a = row_norm(warp_sum(aa), eps), length_b = row_norm(warp_sum(bb), eps);
-        ab = warp_sum(ab);
+        aa = warp_sum(aa), bb = warp_sum(bb), ab = warp_sum(ab);
+        if (!is_moderate(aa) || !is_moderate(bb)) {
+            const T *p = a + n * s.D, *q = b + n * s.D;
+            double length_a = row_norm(dot_wide(p, p, s.D), (double)eps), length_b = row_norm(dot_wide(q, q, s.D), (double)eps);
+            double cosine = dot_wide(p, q, s.D) / (length_a * length_b);
+            if (threadIdx.x % 32 == 0) {
+                y[n] = (T)cosine;
+                norm_a[n] = (T)length_a;
+                norm_b[n] = (T)length_b;
+            }
+            continue;
+        }
+        T length_a = row_norm(aa, eps), length_b = row_norm(bb, eps);
         if (threadIdx.x % 32 == 0) {
             y[n] = ab / length_a / length_b; /* their product may overflow */
             norm_a[n] = length_a;
@@ -70,6 +96,15 @@ __global__ void __launch_bounds__(ROW_THREADS)
     enum { V = vector_size<T> };
     for (int64_t n = row_first(); n < s.N; n += row_step()) {
         T slope = dy[n], cosine = y[n], na = norm_a[n], nb = norm_b[n];
+        if (!is_moderate(na * na) || !is_moderate(nb * nb)) {
+            double far = (double)slope / ((double)na * nb), toward_a = na <= eps ? 0 : (double)slope * cosine / ((double)na * na);
+            double toward_b = nb <= eps ? 0 : (double)slope * cosine / ((double)nb * nb);
+            for (int64_t i = n * s.D + threadIdx.x % 32; i < (n + 1) * s.D; i += 32) {
+                da[i] = (T)(far * b[i] - toward_a * a[i]);
+                db[i] = (T)(far * a[i] - toward_b * b[i]);
+            }
+            continue;
+        }
         T along_a = na <= eps ? T(0) : cosine / na / na, along_b = nb <= eps ? T(0) : cosine / nb / nb, across = 1 / na / nb;
         for (int d = (threadIdx.x % 32) * V; d < s.D; d += 32 * V) {
             vector<T> p, q;
@@ -104,7 +139,16 @@ __global__ void __launch_bounds__(ROW_THREADS)
             for (int i = 0; i < V; i++)
                 squares += v.item[i] * v.item[i];
         }
-        T length = row_norm(warp_sum(squares), eps);
+        squares = warp_sum(squares);
+        T length = row_norm(squares, eps);
+        if (!is_moderate(squares)) {
+            double wide = row_norm(dot_wide(x + n * s.D, x + n * s.D, s.D), (double)eps);
+            for (int d = threadIdx.x % 32; d < s.D; d += 32)
+                y[n * s.D + d] = (T)((double)x[n * s.D + d] / wide);
+            if (threadIdx.x % 32 == 0)
+                norm[n] = (T)wide;
+            continue;
+        }
         for (int d = (threadIdx.x % 32) * V; d < s.D; d += 32 * V) {
             vector_load(v, x + n * s.D + d, s.D - d, s.whole);
 #pragma unroll

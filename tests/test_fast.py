@@ -428,6 +428,32 @@ def test_cosine_similarity_and_normalize(rows, width):
     check("normalize_grad", [randn(rng, rows, width), y, norm], {"eps": 1e-3}, tol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-30, 1e-20, 1e-12, 1e12, 1e19, 1e30, 1e38])
+@pytest.mark.parametrize("width", [2, 17, 300])
+def test_rows_whose_squares_leave_the_range_of_float(scale, width):
+    """Norms, cosines and their gradients agree with the reference where squares overflow or vanish in float32."""
+    rng = generator("scale", width)
+    a, b = (np.asarray(scale * rng.uniform(0.5, 1, (5, width)) * rng.choice([-1, 1], (5, width)), np.float32) for _ in range(2))
+    for eps in (1e-12, 0.0):
+        y, norm = check_relative("normalize", [a], {"eps": eps})
+        check_relative("normalize_grad", [randn(rng, 5, width), y, norm], {"eps": eps}, 1e-4)
+        y, norm_a, norm_b = check_relative("cosine_similarity", [a, b], {"eps": eps})
+        check_relative("cosine_similarity_grad", [randn(rng, 5), a, b, y, norm_a, norm_b], {"eps": eps}, 1e-4)
+    if 1e-38 <= scale <= 1e30:
+        np.testing.assert_allclose(np.linalg.norm(check_relative("normalize", [a], {"eps": 0.0})[0].astype(np.float64), axis=1), 1, rtol=1e-6)
+
+
+def check_relative(name, arrays, attrs, tol=3e-6):
+    """Fast float32 within tol of the reference on the same float32 input, relative to each output's largest value."""
+    ours, same = run("fast", np.float32, name, arrays, attrs)[0], run("reference", np.float32, name, arrays, attrs)[0]
+    for a, b in zip(ours, same, strict=True):
+        np.testing.assert_array_equal(np.isfinite(a), np.isfinite(b))
+        finite = np.isfinite(b)
+        largest = np.abs(b[finite], dtype=np.float64).max(initial=0)
+        np.testing.assert_allclose(a[finite].astype(np.float64), b[finite].astype(np.float64), rtol=0, atol=max(tol * largest, 1e-45))
+    return same
+
+
 SELECT_SHAPES = [((5, 7), (5, 7)), ((40, 1001), (40, 1001)), ((2, 65, 9, 11), ()), ((), (3, 4)), ((1, 1), (33, 5))]
 
 

@@ -15,10 +15,40 @@ FAST_CLONES static void rows_mix(float *restrict y, const float *a, const float 
         y[i] = p * a[i] + r * b[i];
 }
 
+/* The same in double, for rows whose products leave the range of float. */
+FAST_CLONES static double rows_dot_wide(const float *a, const float *b, int64_t n)
+{
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++)
+        sum += (double)a[i] * b[i];
+    return sum;
+}
+
+FAST_CLONES static void rows_mix_wide(float *restrict y, const float *a, const float *b, int64_t n, double p, double r)
+{
+    FAST_SIMD
+    for (int64_t i = 0; i < n; i++)
+        y[i] = (float)(p * a[i] + r * b[i]);
+}
+
+/* Whether sums of squares of this size, and what is divided by them, keep float's precision in float. */
+static bool is_moderate(double squares) { return squares > 1e-24 && squares < 1e24; }
+
 static double rows_norm(const float *x, int64_t n, double eps)
 {
-    double norm = sqrt(rows_dot(x, x, n));
+    double squares = rows_dot(x, x, n);
+    double norm = sqrt(is_moderate(squares) ? squares : rows_dot_wide(x, x, n));
     return norm > eps || isnan(norm) ? norm : eps;
+}
+
+/* y[n] = p a + r b; moderate: p and r times elements of a and b stay in float's range. */
+static void rows_combine(float *y, const float *a, const float *b, int64_t n, double p, double r, bool moderate)
+{
+    if (moderate)
+        rows_mix(y, a, b, n, (float)p, (float)r);
+    else
+        rows_mix_wide(y, a, b, n, p, r);
 }
 
 int fast_cosine_similarity(const asen_call *call)
@@ -34,7 +64,8 @@ int fast_cosine_similarity(const asen_call *call)
     for (int64_t n = 0; n < rows; n++) {
         const float *an = a + n * width, *bn = b + n * width;
         double na = rows_norm(an, width, eps), nb = rows_norm(bn, width, eps);
-        y[n] = (float)(rows_dot(an, bn, width) / (na * nb));
+        bool moderate = is_moderate(na * na) && is_moderate(nb * nb);
+        y[n] = (float)((moderate ? rows_dot(an, bn, width) : rows_dot_wide(an, bn, width)) / (na * nb));
         norm_a[n] = (float)na;
         norm_b[n] = (float)nb;
     }
@@ -58,8 +89,9 @@ int fast_cosine_similarity_grad(const asen_call *call)
         double along_a = norm_a[n] <= eps ? 0 : -g * y[n] / (na * na);
         double along_b = norm_b[n] <= eps ? 0 : -g * y[n] / (nb * nb);
         const float *an = a + n * width, *bn = b + n * width;
-        rows_mix(da + n * width, bn, an, width, (float)across, (float)along_a);
-        rows_mix(db + n * width, an, bn, width, (float)across, (float)along_b);
+        bool moderate = is_moderate(na * na) && is_moderate(nb * nb);
+        rows_combine(da + n * width, bn, an, width, across, along_a, moderate);
+        rows_combine(db + n * width, an, bn, width, across, along_b, moderate);
     }
     return ASEN_OK;
 }
@@ -77,7 +109,10 @@ int fast_normalize(const asen_call *call)
     for (int64_t n = 0; n < rows; n++) {
         double length = rows_norm(x + n * width, width, eps);
         norm[n] = (float)length;
-        rows_scale(y + n * width, x + n * width, width, (float)(1 / length));
+        if (is_moderate(length * length))
+            rows_scale(y + n * width, x + n * width, width, (float)(1 / length));
+        else
+            rows_mix_wide(y + n * width, x + n * width, x + n * width, width, 1 / length, 0);
     }
     return ASEN_OK;
 }
@@ -96,7 +131,8 @@ int fast_normalize_grad(const asen_call *call)
     for (int64_t n = 0; n < rows; n++) {
         const float *dyn = dy + n * width, *yn = y + n * width;
         double along = norm[n] <= eps ? 0 : rows_dot(yn, dyn, width);
-        rows_mix(dx + n * width, dyn, yn, width, 1.0f / norm[n], (float)(-along / norm[n]));
+        double length = norm[n];
+        rows_combine(dx + n * width, dyn, yn, width, 1 / length, -along / length, is_moderate(length * length));
     }
     return ASEN_OK;
 }
