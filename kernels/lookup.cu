@@ -81,8 +81,8 @@ int embedding_any(const table *t, space *s, const int64_t *index, char *y)
         CUDA_OK(embedding_any(&second, &rest, index + at[0], y + at[1] * (int64_t)t->bytes));
         return embedding_any(t, s, index, y);
     }
-    if (s->size[last] % n == 0 && t->D % n == 0 && s->stride[0][last] == 0 && space_aligned(s, 1, y, n, t->bytes) &&
-        space_aligned(s, 2, t->weight, n, t->bytes))
+    /* operand 2 has stride 1 along the row's own dim alone, whose size is D */
+    if (s->size[last] % n == 0 && space_aligned(s, 1, y, n, t->bytes) && space_aligned(s, 2, t->weight, n, t->bytes))
         return embedding<unit16>(t, s, n, index, y);
     return t->bytes == 8   ? embedding<uint64_t>(t, s, 1, index, y)
            : t->bytes == 4 ? embedding<uint32_t>(t, s, 1, index, y)
