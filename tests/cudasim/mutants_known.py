@@ -31,4 +31,13 @@ EQUIVALENT: list[tuple[str, str, str, str, str]] = [
     ("norm.cuh", "norm_join_threads", "bound", "*", SHARING),
     ("pool.cu", "pool_blocks", "bound", "*", SHARING),
     ("lookup.cu", "pixel_blocks", "bound", "*", SHARING),
+    ("reduce.cu", "strides_are_multiples", "alignment", "if (s->size[d] > 1 && s->stride[0][d] % n != 0)",
+     "x is dense: where the innermost size is a multiple, so are all strides around it"),
+    ("reduce.cu", "run", "alignment", "bool by_rows = space_count(&n->kept) == 1 || n->kept.stride[0][n->kept.ndim - 1] != 1;",
+     "rows reduced as columns, without vectors, have the same result up to rounding"),
+    ("move.cu", "widen_units", "alignment",
+     "if (s->size[last] % n != 0 || !space_aligned(s, 0, x, n, bytes) || !space_aligned(s, 1, y, n, bytes))",
+     "one side of every copy is dense: its next stride is a multiple of this size, and space_aligned asks for that"),
+    ("move.cu", "transposed_dim", "alignment", "if (s->stride[0][last] == 1 || s->stride[1][last] != 1 || s->size[last] < FEW)",
+     "copies through tiles and those without have the same result; y is dense, so its last stride is 1"),
 ]
