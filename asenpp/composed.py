@@ -164,14 +164,18 @@ def abs(self: Tensor) -> Tensor:
 
 def maximum(self: Tensor, other: Tensor) -> Tensor:
     """The larger of two elements, broadcast; NaN where one is. Equal ones share the gradient equally."""
-    a, b = _alike("maximum", self, other)
-    return _asen.max(_asen.cat([a.unsqueeze(0), b.unsqueeze(0)]), dims=0)
+    return _larger(*_alike("maximum", self, other))
 
 
 def minimum(self: Tensor, other: Tensor) -> Tensor:
     """The smaller of two elements, broadcast; NaN where one is. Equal ones share the gradient equally."""
     a, b = _alike("minimum", self, other)
-    return _reversed(_asen.max(_asen.cat([_reversed(a).unsqueeze(0), _reversed(b).unsqueeze(0)]), dims=0))
+    return _reversed(_larger(_reversed(a), _reversed(b)))
+
+
+def _larger(a: Tensor, b: Tensor) -> Tensor:
+    """Of one shape, element by element; equal ones share the gradient equally."""
+    return _asen.max(_asen.cat([a.reshape(1, a.numel()), b.reshape(1, b.numel())]), dims=0).reshape(a.shape)
 
 
 def _alike(name: str, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
