@@ -1,11 +1,13 @@
 """Modules and functions: values and gradients are PyTorch's, names and errors are as promised."""
 
+import copy
 import json
+import pickle
 
 import numpy as np
 import pytest
 
-from asenpp import _asen, nn, random
+from asenpp import _asen, basics, nn, randn, random
 from asenpp._asen import Tensor
 from asenpp.nn import functional as F
 from asenpp.nn.fold import conv_bn
@@ -375,3 +377,35 @@ def test_what_is_not_built_says_so():
         nn.Conv2d(3, 4, 3, groups=2)
     with pytest.raises(NotImplementedError, match="Module has no forward"):
         nn.Module()(x)
+
+
+def test_hooks_are_called_where_modules_are_folded():
+    """In evaluation without gradients a convolution and its batch norm run as one, unless one of them has a hook."""
+    conv, bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4).eval()
+    x = randn(2, 3, 5, 5)
+    seen = []
+    with basics.no_grad():
+        folded = conv_bn(conv, bn, x)
+        assert "_folded" in bn.__dict__
+        for module in (conv, bn):
+            with module.register_forward_hook(lambda m, args, y: seen.append(type(m).__name__)):
+                np.testing.assert_allclose(conv_bn(conv, bn, x).numpy(), folded.numpy(), rtol=1e-5, atol=1e-6)
+        conv_bn(conv, bn, x)
+    assert seen == ["Conv2d", "BatchNorm2d"]
+
+
+def test_a_model_is_copied_and_pickled_whole():
+    """A ResNet after a step in evaluation: same outputs, its own weights, which the original's changes do not reach."""
+    from asenpp.models import resnet18
+
+    model = resnet18().eval()
+    x = randn(1, 3, 32, 32)
+    with basics.no_grad():
+        before = model(x)
+        twins = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+        model.conv1.weight.fill_(0.0)
+        for twin in twins:
+            for ours, theirs in zip(twin(x) if isinstance(before, tuple) else [twin(x)], before if isinstance(before, tuple) else [before]):
+                np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+            assert not twin.training and twin.conv1.weight.requires_grad
+            assert [n for n, _ in twin.named_parameters()] == [n for n, _ in model.named_parameters()]
