@@ -11,7 +11,7 @@ TEST_PACKAGES = $(VENV)/asenpp-test-packages
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DELETE_ON_ERROR:
-.PHONY: help system venv install fashion-mnist test-packages test lint sanitize tsan forks fuzz cuda test-gpu sanitize-gpu \
+.PHONY: help system venv install fashion-mnist test-packages test lint sanitize tsan forks differential fuzz cuda test-gpu sanitize-gpu \
         cuda-packages test-sim mutants cudnn-plans interrupts inplace dev clean force
 
 help:           ## this list
@@ -38,6 +38,9 @@ forks: test-packages    ## fork while threads compute; every child computes the 
 
 inplace: test-packages  ## random programs of views and writes in place beside PyTorch (PROGRAMS=50000, SEED=1)
 	$(PY) tests/inplace_programs.py --programs $(or $(PROGRAMS),50000) --seed $(or $(SEED),1) --json build/inplace.json
+
+differential: test-packages ## tensors beside NumPy: random views, dtypes, operations, writes (CHECKS=1000000, SEED=0)
+	$(PY) tests/differential.py --checks $(or $(CHECKS),1000000) --seed $(or $(SEED),0) --out build/differential.json
 
 fuzz: test-packages     ## mutate JPEG, YAML and checkpoint files (COUNT=20000 each, SEED=1)
 	PYTHON=$(PY) sh tests/fuzz/run.sh $(or $(COUNT),20000) $(or $(SEED),1)
