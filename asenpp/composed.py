@@ -36,7 +36,8 @@ def _dims(x: Tensor, dim: int | Sequence[int] | None) -> list[int]:
     """The dims that are meant, from 0; all for None."""
     if dim is None or (isinstance(dim, Sequence) and not dim):
         return list(range(x.ndim))
-    return [_dim(x, d) for d in ([dim] if isinstance(dim, int) else dim)]
+    dims = [_dim(x, d) for d in ([dim] if isinstance(dim, int) else dim)]
+    return dims if x.ndim else []
 
 
 def _dim(x: Tensor, dim: int) -> int:
@@ -581,7 +582,7 @@ def _format(self: Tensor, spec: str) -> str:
     return format(self.item(), spec) if spec and self.ndim == 0 else object.__format__(self, spec)
 
 
-METHODS = {function.__name__: function for function in (
+METHODS: dict[str, Any] = {function.__name__: function for function in (
     add, sub, mul, div, add_, sub_, mul_, div_, neg_, exp_, sqrt_, tanh_, sigmoid_, relu_, clamp_, masked_fill_, sign, abs, maximum, minimum, isnan, isinf, isfinite, any, all, where, masked_fill,
     eq, ne, lt, le, gt, ge, logical_not, amax, amin, max, min, argmax, argmin, sort, argsort, topk, var, std, norm,
     gather, narrow, split, chunk, unbind, nonzero, view_as, expand_as, new_full, new_zeros, new_ones, cpu, cuda, dim, element_size, is_floating_point)}

@@ -20,7 +20,7 @@ __all__ = ["shallow", "deep", "reduced", "rebuilt"]
 
 def _made(kind: type, view: Any, requires_grad: bool) -> Any:
     """A tensor of a subclass, past its __new__, which may take other arguments."""
-    result = _asen.Tensor.__new__(kind, view)
+    result: Any = _asen.Tensor.__new__(kind, view)
     if requires_grad:
         result.requires_grad = True
     return result

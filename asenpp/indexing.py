@@ -106,11 +106,16 @@ def get(x: Tensor, key: Any) -> Tensor:
     kept = list(rows.shape[len(dims):])
     count, width = int(np.prod(rows.shape[:len(dims)])), int(np.prod(kept))
     number: Any = 0
+    inside: Any = True
     for d, index in picks.items():
         size = view.shape[d]
-        if x.device == "cpu" and index.numel() and not bool(((index >= -size) & (index < size)).all()):
+        fits = (index >= -size) & (index < size)
+        if x.device == "cpu" and not bool(fits.all()):
             raise IndexError(f"an index is outside [{-size}, {size}), the size of dim {d} of {tuple(view.shape)}")
+        inside = fits & inside
         number = number * size + _asen.choose(index < 0, index + size, index)
+    if x.device != "cpu":  # found by the lookup, without waiting here
+        number = _asen.choose(inside, number, -1)
     picked = _rows(rows.reshape(count, width), number.reshape(number.numel()))
     result = picked.reshape([*shape, *kept])
     if dims == list(range(dims[0], dims[0] + len(dims))) and dims[0] > 0:  # neighbours: where the first one was

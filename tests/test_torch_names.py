@@ -251,14 +251,14 @@ case("Tensor.masked_fill", lambda s: s.x(2, 3).masked_fill(s.x(3, dtype="bool"),
 for name in ("any", "all"):
     g = lambda x, *a, n=name: getattr(x, n)(*a)  # noqa: E731
     case(f"Tensor.{name}", *of_each(g, "float64", "int64", "bool", of=[0, 1]), lambda s, g=g: [g(s.x(2, 3, 4, dtype="bool"), *a) for a in [(0,), (-1, True), (1, False)]],
-         lambda s, g=g: (g(s.x(0)), g(s.x(0, 3, dtype="bool"), 0)), lambda s, n=name: getattr(s.x(2, 3, dtype="bool"), n)(dim=1, keepdim=True), fails=[lambda s, g=g: g(s.x(3), 1)])
+         lambda s, g=g: (g(s.x(0)), g(s.x(0, 3, dtype="bool"), 0), g(s.x(), 0), g(s.x(), -1)), lambda s, n=name: getattr(s.x(2, 3, dtype="bool"), n)(dim=1, keepdim=True), fails=[lambda s, g=g: g(s.x(3), 1)])
 case("Tensor.sum", *of_each(lambda x: (x.sum(), x.sum(1), x.sum((0, 2)), x.sum(-1, True), x.sum(dim=0, keepdim=True)), *ALL), fails=[lambda s: s.x(3).sum(1)], tol=1e-6)
 case("Tensor.mean", *of_each(lambda x: (x.mean(), x.mean(1), x.mean((0, 2)), x.mean(-1, True)), "float64", "float32"),
      fails=[lambda s: s.x(3, dtype="int64").mean(), lambda s: s.x(3).mean(1)], tol=1e-6)
 for name in ("amax", "amin"):
     g = lambda x, n=name: (getattr(x, n)(), getattr(x, n)(1), getattr(x, n)((0, 2)), getattr(x, n)(-1, True))  # noqa: E731
     case(f"Tensor.{name}", *of_each(g, *ALL), *of_each(g, of=[1.0, 2.0]), lambda s, n=name: getattr(s.x(30, of=SPECIAL, grad=False), n)(),
-         lambda s, n=name: getattr(s.of([-2**63, 2**63 - 1]), n)(), fails=[lambda s, n=name: getattr(s.x(0), n)(), lambda s, n=name: getattr(s.x(3), n)(1)])
+         lambda s, n=name: (getattr(s.of([-2**63, 2**63 - 1]), n)(), getattr(s.x(), n)(0)), fails=[lambda s, n=name: getattr(s.x(0), n)(), lambda s, n=name: getattr(s.x(3), n)(1)])
 for name in ("max", "min"):
     g = lambda x, n=name: (getattr(x, n)(), getattr(x, n)(1), getattr(x, n)(-1, True), getattr(x, n)(dim=0, keepdim=True))  # noqa: E731
     case(f"Tensor.{name}", *of_each(g, *ALL), *of_each(g, of=[1.0, 2.0]), lambda s, n=name: getattr(s.x(5, 6, of=SPECIAL, grad=False), n)(0),

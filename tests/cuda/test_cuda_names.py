@@ -45,6 +45,14 @@ def test_as_on_the_cpu(name, i):
             names.same(a, b, max(names.TOLERANCE[name], 1e-6))
 
 
+@pytest.mark.parametrize("key", [([3],), ([-4],), ([0, 2], [1, 4]), ([0], [5]), ([1], [-5])], ids=str)
+def test_an_index_that_is_not_there_is_found(key):
+    """Also where the numbers of a row and a column make that of another place; when the device is next waited for."""
+    x = _asen.from_numpy(np.zeros((3, 4), np.float32)).to("cuda")
+    with pytest.raises(IndexError):
+        x[key if len(key) > 1 else key[0]].to("cpu")
+
+
 @pytest.mark.parametrize("n", [2, 31, 33, 257, 1000])
 @pytest.mark.parametrize("descending", [False, True])
 def test_sorting_is_stable_at_every_length(n, descending):
