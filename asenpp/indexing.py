@@ -105,23 +105,35 @@ def get(x: Tensor, key: Any) -> Tensor:
     rows = view if dims == list(range(len(dims))) else view.permute(dims + rest)
     kept = list(rows.shape[len(dims):])
     count, width = int(np.prod(rows.shape[:len(dims)])), int(np.prod(kept))
-    number: Any = 0
-    inside: Any = True
-    for d, index in picks.items():
-        size = view.shape[d]
-        fits = (index >= -size) & (index < size)
-        if x.device == "cpu" and not bool(fits.all()):
-            raise IndexError(f"an index is outside [{-size}, {size}), the size of dim {d} of {tuple(view.shape)}")
-        inside = fits & inside
-        number = number * size + _asen.choose(index < 0, index + size, index)
-    if x.device != "cpu":  # found by the lookup, without waiting here
-        number = _asen.choose(inside, number, -1)
+    sizes = {d: (index, view.shape[d]) for d, index in picks.items()}
+    number = (_numbered_here if x.device == "cpu" else _numbered_there)(sizes, tuple(view.shape))
     picked = _rows(rows.reshape(count, width), number.reshape(number.numel()))
     result = picked.reshape([*shape, *kept])
     if dims == list(range(dims[0], dims[0] + len(dims))) and dims[0] > 0:  # neighbours: where the first one was
         n, front = len(shape), dims[0]
         result = result.permute([*range(n, n + front), *range(n), *range(n + front, result.ndim)])
     return result
+
+
+def _numbered_here(picks: dict[int, tuple[Tensor, int]], shape: tuple[int, ...]) -> Tensor:
+    """The number of each row that is picked, on the CPU; IndexError for one that is not there."""
+    number: Any = 0
+    for d, (index, size) in picks.items():
+        array = _asen.to_numpy_readonly(index)
+        if array.size and not (-size <= array.min() and array.max() < size):
+            raise IndexError(f"an index is outside [{-size}, {size}), the size of dim {d} of {shape}")
+        number = number * size + np.where(array < 0, array + size, array)
+    return Tensor(np.asarray(number))
+
+
+def _numbered_there(picks: dict[int, tuple[Tensor, int]], shape: tuple[int, ...]) -> Tensor:
+    """The same on a GPU, without waiting for it: the lookup finds what is not there."""
+    number: Any = 0
+    inside: Any = True
+    for index, size in picks.values():
+        inside = (index >= -size) & (index < size) & inside
+        number = number * size + _asen.choose(index < 0, index + size, index)
+    return _asen.choose(inside, number, -1)
 
 
 def _rows(table: Tensor, number: Tensor) -> Tensor:
