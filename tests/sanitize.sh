@@ -41,7 +41,8 @@ rm -rf "$folder/lib"
 ASENPP_ONEDNN=0 ASENPP_CUDA=0 ASENPP_CFLAGS="-w -fsanitize=address,undefined -fno-sanitize-recover=undefined
     -fno-omit-frame-pointer -g -O1 -UNDEBUG" \
     "$python" setup.py -q build_ext --build-temp "$folder/objects" --build-lib "$folder/lib"
-(cd asenpp && find . -name '*.py' -print) | while read -r file; do
+# The package's other files: modules, stubs, py.typed.
+(cd asenpp && find . -name '*.py' -o -name '*.pyi' -o -name py.typed) | while read -r file; do
     mkdir -p "$folder/lib/asenpp/$(dirname "$file")"
     cp "asenpp/$file" "$folder/lib/asenpp/$file"
 done
