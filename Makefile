@@ -34,10 +34,10 @@ tsan: test-packages     ## run threads that train, infer, load, save and switch 
 	PYTHON=$(PY) sh tests/tsan.sh $(or $(SECONDS),15)
 
 forks: test-packages    ## fork while threads compute; every child computes the same (FORKS=1000)
-	PYTHONPATH=. $(PY) tests/fork_kit.py --forks $(or $(FORKS),1000)
+	$(PY) tests/fork_kit.py --forks $(or $(FORKS),1000) --out build/forks.json
 
 inplace: test-packages  ## random programs of views and writes in place beside PyTorch (PROGRAMS=50000, SEED=1)
-	$(PY) tests/inplace_programs.py --programs $(or $(PROGRAMS),50000) --seed $(or $(SEED),1) --json build/inplace.json
+	$(PY) tests/inplace_programs.py --programs $(or $(PROGRAMS),50000) --seed $(or $(SEED),1) --out build/inplace.json
 
 differential: test-packages ## tensors beside NumPy: random views, dtypes, operations, writes (CHECKS=1000000, SEED=0)
 	$(PY) tests/differential.py --checks $(or $(CHECKS),1000000) --seed $(or $(SEED),0) --out build/differential.json
@@ -79,7 +79,7 @@ test-sim: cuda-packages ## run the device's tests on a simulated GPU, and the si
 	    tests/cuda/test_cuda_ops.py tests/cuda/test_cuda_kernels.py tests/cuda/test_cuda_device.py
 
 mutants: cuda-packages  ## take each barrier and alignment test out of the kernels: some test fails (build/mutants.json)
-	$(PY) tests/cudasim/mutants.py --kinds barrier alignment --named --json build/mutants.json
+	$(PY) tests/cudasim/mutants.py --kinds barrier alignment --named --out build/mutants.json
 
 cudnn-plans: cuda-packages ## plan all convolutions with the real cuDNN, without a GPU (DEVICES=folder of descriptions)
 	$(PY) tests/cudnn_plans/plans.py --devices $(or $(DEVICES),../shared/cudnn-devices)

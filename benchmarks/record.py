@@ -1,4 +1,4 @@
-"""What a benchmark's JSON says beside its numbers: the commit of each checkout, the processor, the versions.
+"""What the JSON of a benchmark or a campaign says beside its numbers: the commit, the processor, the versions.
 
 Ratios are taken pair by pair: two competitors measured one right after the other, so that a drift of the machine
 hits both alike. A ratio's summary is the median of the pairs and their spread.
@@ -45,10 +45,19 @@ def version(package: str) -> str | None:
 
 
 def machine(**checkouts: Path) -> dict:
-    """The head of a result: `machine(ours=ROOT, before=path)`."""
-    return {"commits": {name: commit(root) for name, root in checkouts.items()}, "processor": processor(),
-            "python": platform.python_version(), "numpy": version("numpy"), "torch": version("torch"),
+    """The head of a benchmark's result: `machine(ours=ROOT, before=path)`."""
+    return {"commits": {name: commit(root) for name, root in checkouts.items()}, **_here(),
             "environment": {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "GOMP_", "ASENPP_"))}}
+
+
+def campaign() -> dict:
+    """The head of a campaign's result."""
+    return {"commit": commit(Path(__file__).resolve().parent.parent), **_here()}
+
+
+def _here() -> dict:
+    return {"processor": processor(), "python": platform.python_version(), "numpy": version("numpy"),
+            "torch": version("torch")}
 
 
 def ratios(ours: list[float], other: list[float]) -> dict:
@@ -57,6 +66,13 @@ def ratios(ours: list[float], other: list[float]) -> dict:
     return {"median": statistics.median(pairs), "min": pairs[0], "max": pairs[-1], "pairs": len(pairs)}
 
 
-def write(path: str | None, result: dict) -> None:
+def write(path: str | Path | None, result: dict) -> None:
     if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(result, indent=1) + "\n")
+
+
+def report(path: str | Path | None, result: dict) -> None:
+    """Prints a campaign's result, too."""
+    print(json.dumps(result, indent=1))
+    write(path, result)

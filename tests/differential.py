@@ -13,9 +13,6 @@ number, from which `--seed` and `--round` repeat it.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import subprocess
 import sys
 import time
 import warnings
@@ -352,15 +349,9 @@ def campaign(seed, checks, progress=None):
     return number, done
 
 
-def processor():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor() or platform.machine())
-
-
 def main():
+    from benchmarks import record
+
     parser = argparse.ArgumentParser(description="Compares tensors with NumPy over random programs.")
     parser.add_argument("--checks", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -378,14 +369,8 @@ def main():
     except Mismatch as error:
         print(error, file=sys.stderr)
         result = {"mismatches": 1, "first": str(error).splitlines()[0]}
-    commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"], cwd=ROOT, capture_output=True, text=True)
-    result |= {"seed": args.seed, "seconds": round(time.monotonic() - start, 1), "commit": commit.stdout.strip(), "processor": processor(),
-               "numpy": np.__version__, "python": platform.python_version()}
-    text = json.dumps(result, indent=1)
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text + "\n")
+    record.report(args.out, {**record.campaign(), "seed": args.seed, **result,
+                             "seconds": round(time.monotonic() - start, 1)})
     return 1 if result["mismatches"] else 0
 
 

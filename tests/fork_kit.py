@@ -1,18 +1,16 @@
 """What the tests and the campaign of forks share: a training step with a known result, and children that are watched.
 
 Run as a program, it is the campaign: threads compute without end, the main thread forks, and every child
-repeats what the parent did. It writes one line of JSON, and fails where a child hung or computed something else:
+repeats what the parent did. It prints JSON, and fails where a child hung or computed something else:
 
-    python tests/fork_kit.py [--forks 1000] [--threads 2]
+    python tests/fork_kit.py [--forks 1000] [--threads 2] [--out FILE]
 """
 
 import argparse
 import json
 import os
-import platform
 import select
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -145,16 +143,16 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--forks", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", help="a JSON file for the result")
     args = parser.parse_args()
     import asenpp
+    from benchmarks import record
 
     asenpp.set_num_threads(2)
     start = time.monotonic()
     counts = fork_while_threads_compute(args.forks, args.threads)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
-    model = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    print(json.dumps({"forks": args.forks, "threads": args.threads, **counts, "seconds": round(time.monotonic() - start, 1),
-                      "commit": commit.stdout.strip(), "processor": (model or [platform.processor()])[0]}))
+    record.report(args.out, {**record.campaign(), "forks": args.forks, "threads": args.threads, **counts,
+                             "seconds": round(time.monotonic() - start, 1)})
     return 0 if counts["ok"] == args.forks else 1
 
 

@@ -2,17 +2,13 @@
 and on PyTorch: after every step all values and requires_grad are equal, in the end all gradients are; a step that
 PyTorch refuses is refused here, and what only asenpp refuses is one of REFUSALS. Nothing may differ without a word.
 
-    python tests/inplace_programs.py [--programs N] [--seed S] [--json FILE]
+    python tests/inplace_programs.py [--programs N] [--seed S] [--out FILE]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import random
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -311,11 +307,13 @@ def run(seed: int, steps: int = 24) -> str:
 
 
 def main() -> int:
+    from benchmarks import record
+
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--programs", type=int, default=20000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--json", help="where the result goes")
+    parser.add_argument("--out", help="a JSON file for the result")
     args = parser.parse_args()
     begin, ends, differ = time.time(), Counter(), []
     for seed in range(args.seed, args.seed + args.programs):
@@ -325,17 +323,8 @@ def main() -> int:
             differ.append(str(error))
             if len(differ) <= 5:
                 print(error, file=sys.stderr)
-    root = Path(__file__).resolve().parent.parent
-    commit = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    model = [line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")] \
-        if os.path.exists("/proc/cpuinfo") else [platform.processor()]
-    result = {"programs": args.programs, "seed": args.seed, "steps": args.steps, "differ": len(differ), "ends": dict(ends),
-              "commit": commit, "processor": model[0] if model else "", "torch": torch.__version__,
-              "seconds": round(time.time() - begin, 1)}
-    print(json.dumps(result, indent=1))
-    if args.json:
-        Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+    record.report(args.out, {**record.campaign(), "programs": args.programs, "seed": args.seed, "steps": args.steps,
+                             "differ": len(differ), "ends": dict(ends), "seconds": round(time.time() - begin, 1)})
     return 1 if differ else 0
 
 

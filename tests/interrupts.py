@@ -3,8 +3,8 @@
     python tests/interrupts.py --count 10000 --out build/interrupts.json
 
 Four kinds of work with threads of the loader beside: iterating over batches, cutting local crops, evaluating a
-model, closing while batches are made; and entering and leaving no_grad and autocast. After each interrupt the loader is closed, or used again and its batches
-compared. A hang ends the process with a traceback of all threads (WATCHDOG seconds). `every_instruction` raises from
+model, closing while batches are made; and entering and leaving no_grad and autocast. After each interrupt the loader
+is closed, or used again and its batches compared. A hang ends the process with a traceback of all threads (WATCHDOG seconds). `every_instruction` raises from
 a trace function instead, at the first, second, ... instruction that the calling thread executes in asenpp and in the
 standard library; tests/test_interrupts.py does both in short.
 """
@@ -15,12 +15,9 @@ import _thread
 import argparse
 import faulthandler
 import gc
-import json
 import os
-import platform
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,6 +32,7 @@ if str(ROOT) not in sys.path:
 
 from asenpp.data import loader as loader_module  # noqa: E402
 from asenpp.data.loader import BatchLoader  # noqa: E402
+from benchmarks import record  # noqa: E402
 
 WATCHDOG = 30
 CFG = SimpleNamespace(INPUT=SimpleNamespace(
@@ -311,14 +309,6 @@ class Campaign:
 KINDS = ("iterating", "crops", "closing", "modes", "evaluating")
 
 
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=10000, help="interrupts in all")
@@ -327,9 +317,7 @@ def main() -> int:
     parser.add_argument("--every", nargs=2, metavar=("SCENARIO", "WORKERS"), help="at each instruction instead")
     parser.add_argument("--out", type=Path, help="a JSON file for the result")
     options = parser.parse_args()
-    commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"], cwd=ROOT,
-                            capture_output=True, text=True).stdout.strip()
-    result = {"commit": commit, "processor": processor(), "python": platform.python_version(), "hangs": 0}
+    result = {**record.campaign(), "hangs": 0}
     with tempfile.TemporaryDirectory() as folder:
         if options.every:
             name, workers = options.every
@@ -340,11 +328,7 @@ def main() -> int:
             result["seed"] = options.seed
             result["kinds"] = {kind: campaign.run(kind, share) for kind in options.kinds}
             result["interrupts"] = sum(kind["interrupts"] for kind in result["kinds"].values())
-    text = json.dumps(result, indent=1)
-    print(text)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(text + "\n")
+    record.report(options.out, result)
     return 0
 
 

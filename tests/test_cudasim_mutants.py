@@ -62,7 +62,7 @@ def test_barriers_and_what_lived_once_are_killed(tmp_path):
     except cudasim.BuildError as error:
         pytest.skip(f"no CUDA headers here: {error}")
     out = tmp_path / "mutants.json"
-    done = subprocess.run([sys.executable, str(SCRIPT), "--kinds", "barrier", "--named", "--cases", CASES, "--json", str(out)],
+    done = subprocess.run([sys.executable, str(SCRIPT), "--kinds", "barrier", "--named", "--cases", CASES, "--out", str(out)],
                           capture_output=True, text=True, cwd=cudasim.ROOT)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     results = json.loads(out.read_text())["mutants"]

@@ -4,7 +4,7 @@
     python tests/cudasim/mutants.py --kinds barrier       those of some kinds
     python tests/cudasim/mutants.py --named               those of NAMED (with --kinds: those, too)
     python tests/cudasim/mutants.py --list                what there is, without running anything
-    python tests/cudasim/mutants.py --json OUT.json       results with commit and processor
+    python tests/cudasim/mutants.py --out FILE.json       results with commit and processor
     python tests/cudasim/mutants.py --cases REGEX         with those cases alone whose names match
 
 Mutants are derived from the sources, so they follow every change of theirs:
@@ -35,7 +35,6 @@ import itertools
 import json
 import os
 import pickle
-import platform
 import re
 import resource
 import shutil
@@ -54,6 +53,7 @@ ROOT = HERE.parent.parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "cuda"), str(ROOT)]
 
 import build as cudasim  # noqa: E402
+from benchmarks import record  # noqa: E402
 from mutants_known import EQUIVALENT, NAMED  # noqa: E402
 
 FOLDER = cudasim.CACHE / "mutants"
@@ -475,20 +475,6 @@ def matches(name: tuple[str, str, str, str], mutant: Mutant) -> bool:
     return name == (mutant.file, mutant.function, mutant.kind, mutant.text)
 
 
-def processor() -> str:
-    try:
-        return next(line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def commit() -> str:
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
-
-    return git("rev-parse", "--short=12", "HEAD") + (" (changed)" if git("status", "--porcelain", "kernels", "tests") else "")
-
-
 def campaign(mutants: list[Mutant], chosen: list[Mutant], plugin: Path, pattern: str) -> list[dict[str, object]]:
     """A result for each chosen mutant."""
     first, second = devices_of(plugin, pattern)
@@ -552,7 +538,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=("barrier", "bound", "alignment"), help="of these kinds alone")
     parser.add_argument("--named", action="store_true", help="those of NAMED, whatever their kind, and no others without --kinds")
     parser.add_argument("--list", action="store_true")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     mutants = all_mutants(args.kernels.resolve())
     chosen = [m for m in mutants if (not args.files or m.file in args.files) and chosen_by(m, args.kinds, args.named)]
@@ -573,9 +559,8 @@ def main() -> None:
         verdict = "equivalent" if r["verdict"] not in KILLED and r["reason"] else str(r["verdict"])
         counts[verdict] = counts.get(verdict, 0) + 1
     print(", ".join(f"{n} {verdict}" for verdict, n in sorted(counts.items())), f"of {len(results)}")
-    if args.json:
-        args.json.write_text(json.dumps({"commit": commit(), "processor": processor(), "seconds": round(time.monotonic() - begin),
-                                         "counts": counts, "mutants": results}, indent=1) + "\n")
+    record.write(args.out, {**record.campaign(), "seconds": round(time.monotonic() - begin), "counts": counts,
+                            "mutants": results})
     if wrong:
         sys.exit("\n".join(wrong))
 
