@@ -4,7 +4,6 @@
  * a loop. A thread that comes to a barrier or a warp exchange leaves its fiber standing and the next
  * ready thread goes on; when the last one arrives all are ready again. If none is ready and some have
  * not finished, the barrier is divergent. Faults leave by siglongjmp; the fibers are then dropped. */
-#include <chrono>
 #include <csetjmp>
 #include <cstdio>
 #include <cstdlib>
@@ -509,7 +508,6 @@ static void blocks_run(const launch_plan &p)
 static void guarded(const char *name, void (*f)(const void *), const void *argument)
 {
     std::string why;
-    auto begin = std::chrono::steady_clock::now();
     faults_install();
     faults_stack();
     memory_begin();
@@ -530,7 +528,6 @@ static void guarded(const char *name, void (*f)(const void *), const void *argum
         set_sticky(cudaErrorIllegalAddress);
     }
     memory_close();
-    launch_time(name, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
 }
 
 void run_as_kernel(const char *name, const work &w)

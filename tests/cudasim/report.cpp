@@ -123,7 +123,6 @@ struct object {
 /* Containers are never destroyed: the process may call until its very end. */
 static std::map<const void *, object> &objects = *new std::map<const void *, object>;
 static std::map<std::string, unsigned long long> &launches = *new std::map<std::string, unsigned long long>;
-static std::map<std::string, double> &times = *new std::map<std::string, double>;
 
 unsigned long long serial()
 {
@@ -157,7 +156,6 @@ bool live_remove(const char *kind, const void *handle)
 }
 
 void launch_count(const char *name) { launches[name]++; }
-void launch_time(const char *name, double seconds) { times[name] += seconds; }
 
 } // namespace cudasim
 
@@ -214,25 +212,6 @@ CUDASIM_EXPORT long long cudasim_launches(const char *kernel)
 }
 
 /* "name count" lines. */
-CUDASIM_EXPORT int cudasim_launch_table(char *buffer, size_t size)
-{
-    lock_t lock;
-    std::string text;
-    for (auto &l : launches)
-        text += l.first + " " + std::to_string(l.second) + "\n";
-    return give_text(text, buffer, size);
-}
-
-/* "name microseconds" lines: what the simulation of each kernel took. */
-CUDASIM_EXPORT int cudasim_time_table(char *buffer, size_t size)
-{
-    lock_t lock;
-    std::string text;
-    for (auto &t : times)
-        text += t.first + " " + std::to_string((long long)(t.second * 1e6)) + "\n";
-    return give_text(text, buffer, size);
-}
-
 CUDASIM_EXPORT int cudasim_call_table(char *buffer, size_t size)
 {
     lock_t lock;

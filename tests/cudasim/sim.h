@@ -49,7 +49,6 @@ bool live_has(const char *kind, const void *handle);
 int live_device(const void *handle); /* the GPU that was chosen when it was made; -1: it is not there */
 unsigned long long serial(); /* 1, 2, ...: names objects in messages */
 void launch_count(const char *name);
-void launch_time(const char *name, double seconds);
 
 /* ---- device.cpp ---- */
 struct device_t {

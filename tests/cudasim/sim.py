@@ -25,8 +25,6 @@ class Simulator:
         lib.cudasim_plan_needs.argtypes = [ctypes.c_ulonglong]
         lib.cudasim_seed.argtypes = [ctypes.c_ulonglong]
         lib.cudasim_report.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
-        lib.cudasim_launch_table.argtypes = lib.cudasim_report.argtypes
-        lib.cudasim_time_table.argtypes = lib.cudasim_report.argtypes
         lib.cudasim_call_table.argtypes = lib.cudasim_report.argtypes
 
     @staticmethod
@@ -68,13 +66,6 @@ class Simulator:
     def launches(self, kernel: str | None = None) -> int:
         """Kernels launched so far, by name (`sum_kernel<float, 4>`, as in the source) or all."""
         return self.lib.cudasim_launches(self._name(kernel))
-
-    def launch_table(self) -> dict[str, int]:
-        return self._table(self.lib.cudasim_launch_table)
-
-    def time_table(self) -> dict[str, int]:
-        """Microseconds that the simulation of each kernel took."""
-        return self._table(self.lib.cudasim_time_table)
 
     def call_table(self) -> dict[str, int]:
         """Calls by API function."""
