@@ -70,7 +70,6 @@ typedef struct cuda_fault {
     int what; /* 0: none; asen_op + 1 */
     long long value, limit;
 } cuda_fault;
-int cuda_fault_check(void); /* after waiting: ASEN_ERR_INDEX, and the fault is taken back */
 
 /* device.c */
 int cuda_device_open(void); /* leaves the thread's choice of a GPU as it was; so does close */
@@ -91,9 +90,6 @@ int cuda_set_option(void *self, const char *name, int64_t value);
 int cuda_transfer_open(void);
 void cuda_transfer_close(void);
 int cuda_memory_copy(void *self, void *target, const void *source, size_t bytes, asen_copy_kind kind);
-/* An int32 or pointer table for one kernel: `bytes` of host memory, copied into queue-ordered device
- * memory of the caller's (from scratch_new). The source may be reused at once. */
-int cuda_upload(void *target, const void *source, size_t bytes);
 
 /* move.cu */
 int cuda_fill(void *self, void *target, const void *value, size_t size, int64_t count);

@@ -305,7 +305,7 @@ static const unsigned refused_behavior = BEHAVIOR(RUNTIME_COMPILATION) | BEHAVIO
 /* Engines that want N, C, H, W rearrange both activations: as much as these must be granted, since in float32 the
  * next best engine is a hundred times slower. What wants over a quarter of a GiB more buys speed with memory
  * that batches need. */
-int64_t conv_workspace_limit(const conv_spec *s)
+static int64_t workspace_limit(const conv_spec *s)
 {
     int64_t size = s->dtype == ASEN_F64 ? 8 : s->dtype == ASEN_F32 ? 4 : 2;
     int64_t x = s->n * s->c * s->h * s->w * size, y = s->n * s->o * s->p * s->q * size;
@@ -412,7 +412,7 @@ static int accept(const conv_target *target, const conv_spec *spec, unsigned ref
         status = build(target, config, out, search);
     search->unbuildable += unsupported(status);
     CUDA_OK(outcome(status, search, spec));
-    if (out->workspace > conv_workspace_limit(spec)) {
+    if (out->workspace > workspace_limit(spec)) {
         search->too_large++;
         cudnnBackendDestroyDescriptor(out->plan);
         *out = (conv_plan){0};

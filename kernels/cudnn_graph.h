@@ -8,7 +8,7 @@
  * - carries no numerical note that conv_refused_notes() lists: float32 is computed in float32, every
  *   type accumulates in float32 or wider, and the same call gives the same bits;
  * - is not compiled at run time, which would take a second for every new shape;
- * - needs at most conv_workspace_limit() bytes;
+ * - needs at most a quarter of a GiB and the size of both activations as workspace;
  * - builds.
  * There may be none; the caller then has other means (conv_direct.cu).
  *
@@ -65,8 +65,6 @@ typedef struct conv_search {
 
 /* Numerical notes (bits) that a plan for `spec` may not carry on a GPU of capability `sm`. */
 unsigned conv_refused_notes(const conv_spec *spec, int sm);
-/* Bytes of workspace that a plan may ask for. */
-int64_t conv_workspace_limit(const conv_spec *spec);
 
 /* Up to `wanted` plans, best first, into plans[]; *found may be 0, and *search then tells why.
  * `refused`: see conv_refused_notes(). That cuDNN does not support a candidate is no failure; whatever else a call answers

@@ -158,7 +158,8 @@ static bool fault_take(cuda_fault *out)
     return out->what != 0 && __atomic_exchange_n(&cuda.fault->what, 0, __ATOMIC_ACQ_REL) != 0;
 }
 
-int cuda_fault_check(void)
+/* After waiting: the fault as an error, and it is taken back. */
+static int fault_check(void)
 {
     cuda_fault fault;
     if (!fault_take(&fault))
@@ -179,7 +180,7 @@ int cuda_fault_check(void)
 int cuda_synchronize(void *self)
 {
     CUDA_OK(CUDA_CALL(cudaStreamSynchronize(cuda.stream)));
-    return cuda_fault_check();
+    return fault_check();
 }
 
 /* tf32: float32 products may round their inputs. autotune: see cuda_conv_set_autotune.

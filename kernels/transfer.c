@@ -69,7 +69,8 @@ static int upload_piece(void *target, const void *source, size_t bytes)
     return ASEN_OK;
 }
 
-int cuda_upload(void *target, const void *source, size_t bytes)
+/* The source may be reused at once. */
+static int upload(void *target, const void *source, size_t bytes)
 {
     int status = ASEN_OK;
     pthread_mutex_lock(&lock);
@@ -88,7 +89,7 @@ int cuda_memory_copy(void *self, void *target, const void *source, size_t bytes,
     if (bytes == 0)
         return kind == ASEN_DEVICE_TO_HOST ? cuda_synchronize(self) : ASEN_OK;
     if (kind == ASEN_HOST_TO_DEVICE)
-        return cuda_upload(target, source, bytes);
+        return upload(target, source, bytes);
     if (kind == ASEN_DEVICE_TO_DEVICE) {
         CUDA_OK(CUDA_CALL(cudaMemcpyAsync(target, source, bytes, cudaMemcpyDeviceToDevice, cuda.stream)));
         return ASEN_OK;

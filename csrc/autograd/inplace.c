@@ -194,7 +194,8 @@ void asen_aliases_base_is(const asen_tensor *t, asen_node *node)
         base_set(aliases, node, 0, false);
 }
 
-/* A node with one output like `like`, whose gradient rule is `rule`; `part` is where `view` lies in the base. */
+/* A node with one output like `view`, whose gradient rule is `rule`; its region is where `view` lies in the base of `a`
+ * (NULL: none). Inputs are still to be set. */
 static asen_node *write_node(int n_in, asen_grad_rule rule, const asen_aliases *a, const asen_tensor *view)
 {
     asen_node *node = asen_node_new(n_in);

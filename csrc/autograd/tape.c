@@ -407,7 +407,7 @@ static int check_saved(const asen_node *node)
 static int node_backward(walk *w, const visit *at, bool retain)
 {
     asen_node *node = at->node;
-    asen_tensor *few[8] = {0}, **dx = few;
+    asen_tensor *few[ASEN_FEW_INPUTS] = {0}, **dx = few;
     bool any = false;
     for (int k = 0; k < node->n_out; k++)
         any |= at->pending[k] != NULL;
@@ -421,7 +421,7 @@ static int node_backward(walk *w, const visit *at, bool retain)
         saved_leave(node, true);
         return status;
     }
-    if (node->n_in > 8) {
+    if (node->n_in > ASEN_FEW_INPUTS) {
         dx = calloc((size_t)node->n_in, sizeof *dx);
         if (dx == NULL) {
             saved_leave(node, true);

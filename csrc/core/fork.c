@@ -2,8 +2,8 @@
 #include "core/fork.h"
 
 #include <pthread.h>
-#include <stddef.h>
 #include <stdbool.h>
+#include <stddef.h>
 
 #include "core/status.h"
 

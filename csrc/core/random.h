@@ -3,8 +3,8 @@
  * Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"): the key is
  * the 64-bit seed, the counter is (block, 0), and one block gives four 32-bit numbers. Number i is
  * lane i % 4 of block i / 4, so a kernel may take four neighbours from one call. */
-#ifndef ASEN_RANDOM_COUNTER_H
-#define ASEN_RANDOM_COUNTER_H
+#ifndef ASEN_RANDOM_H
+#define ASEN_RANDOM_H
 
 #include <stdint.h>
 

@@ -29,7 +29,7 @@ static double cgroup_quota(void)
     return n == 2 && quota > 0 && period > 0 ? quota / period : 0;
 }
 
-int asen_threads_budget(void)
+static int budget(void)
 {
     cpu_set_t set;
     int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : (int)sysconf(_SC_NPROCESSORS_ONLN);
@@ -45,7 +45,7 @@ int asen_threads_get(void)
 {
     int n = atomic_load(&chosen);
     if (n == 0) {
-        n = asen_threads_budget();
+        n = budget();
         atomic_store(&chosen, n);
     }
     return n;
@@ -53,5 +53,5 @@ int asen_threads_get(void)
 
 void asen_threads_set(int threads)
 {
-    atomic_store(&chosen, threads > 0 ? threads : asen_threads_budget());
+    atomic_store(&chosen, threads > 0 ? threads : budget());
 }

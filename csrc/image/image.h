@@ -3,8 +3,8 @@
  * keeps no state between calls. Pixels are 8-bit RGB, interleaved; outputs are float32, channels
  * last. "Bit for bit" is meant: integers everywhere that Pillow has them, and no contraction of
  * a*b+c (setup.py compiles image/ so). */
-#ifndef ASEN_IMAGE_API_H
-#define ASEN_IMAGE_API_H
+#ifndef ASEN_IMAGE_H
+#define ASEN_IMAGE_H
 
 #include <stddef.h>
 #include <stdint.h>

@@ -2,8 +2,8 @@
 #ifndef ASEN_OP_H
 #define ASEN_OP_H
 
-#include "ops/attrs.h"
 #include "core/tensor.h"
+#include "ops/attrs.h"
 
 ASEN_C_BEGIN
 

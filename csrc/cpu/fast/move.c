@@ -2,8 +2,8 @@
  * take any dtype, by its size. */
 #include <omp.h>
 
-#include "cpu/fast/math.h"
 #include "core/random.h"
+#include "cpu/fast/math.h"
 
 /* y = x for n elements of `size` bytes, y with a stride. */
 FAST_CLONES static void move_scatter(char *y, int64_t stride, const char *x, int64_t n, int64_t size)

@@ -1,8 +1,8 @@
 /* Reference: ops that move elements: cat, slice_grad, embedding, dropout, normalize_pixels. */
 #include <stdlib.h>
 
-#include "cpu/ref/ref.h"
 #include "core/random.h"
+#include "cpu/ref/ref.h"
 
 static void move_element(ref_array to, int64_t to_at, ref_array from, int64_t from_at, size_t size)
 {
