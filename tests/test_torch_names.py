@@ -299,7 +299,8 @@ case("Tensor.mT", lambda s: s.x(2, 3, 4).mT, fails=[lambda s: s.x(3).mT])
 case("Tensor.t", lambda s: s.x(2, 3).t(), fails=[lambda s: s.x(2, 3, 4).t()])
 case("Tensor.transpose", lambda s: s.x(2, 3, 4).transpose(0, -1), fails=[lambda s: s.x(2, 3).transpose(0, 2)])
 case("Tensor.permute", lambda s: (s.x(2, 3, 4).permute(2, 0, 1), s.x(2, 3).permute((1, 0))), fails=[lambda s: s.x(2, 3).permute(0, 0)])
-case("Tensor.reshape, Tensor.view", lambda s: (s.x(2, 6).reshape(3, -1), s.x(2, 6).reshape((12,)), s.x(2, 6).view(4, 3)), fails=[lambda s: s.x(6).reshape(4, 2), lambda s: s.x(6).view(4)])
+case("Tensor.reshape, Tensor.view", lambda s: (s.x(2, 1, 3, 1).expand(2, 2, 3, 2).reshape(-1), s.x(1, 1, 1, 1, 1, 1, 3).expand(*[2] * 7, 3).reshape(-1), s.x(2, 3).t().reshape(6)),
+     lambda s: (s.x(2, 6).reshape(3, -1), s.x(2, 6).reshape((12,)), s.x(2, 6).view(4, 3)), fails=[lambda s: s.x(6).reshape(4, 2), lambda s: s.x(6).view(4)])
 case("Tensor.view_as, Tensor.expand_as", lambda s: (s.x(6).view_as(s.x(2, 3)), s.x(3).expand_as(s.x(2, 3))), fails=[lambda s: s.x(6).view_as(s.x(4)), lambda s: s.x(2).expand_as(s.x(3))])
 case("Tensor.expand", lambda s: (s.x(3, 1).expand(2, 3, 4), s.x(3, 1).expand(-1, 4)), fails=[lambda s: s.x(3).expand(4)])
 case("Tensor.flatten", lambda s: (s.x(2, 3, 4).flatten(), s.x(2, 3, 4).flatten(1), s.x(2, 3, 4).flatten(0, 1), s.x().flatten(), s.x(2, 3, 4).flatten(start_dim=1, end_dim=-1)),

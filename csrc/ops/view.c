@@ -57,19 +57,12 @@ static int view_reshape(asen_tensor *x, const asen_attrs *attrs, asen_tensor **o
     }
     if (reshape_strides(x, shape, stride))
         return asen_tensor_view(x->storage, x->dtype, (int)shape->count, shape->item, stride, x->offset, out);
-    /* A copy in logical order: with a leading dim of 1 the rank is not 4, so dense is row-major. */
-    if (x->ndim >= ASEN_MAX_DIMS)
-        return asen_fail(ASEN_ERR_VALUE, "cannot copy a tensor of %d dims", x->ndim);
+    /* A copy in logical order: dense is row-major at any rank but 4, where a leading dim of 1 makes it 5. */
     asen_tensor *wide = NULL, *flat = NULL;
     int64_t wide_shape[ASEN_MAX_DIMS] = {1}, wide_stride[ASEN_MAX_DIMS] = {0};
-    int ndim = x->ndim + 1;
-    memcpy(wide_shape + 1, x->shape, (size_t)x->ndim * sizeof *wide_shape);
-    memcpy(wide_stride + 1, x->stride, (size_t)x->ndim * sizeof *wide_stride);
-    if (ndim == 4) { /* (1, A, B, C): one dim more */
-        memmove(wide_shape + 1, wide_shape, 4 * sizeof *wide_shape);
-        memmove(wide_stride + 1, wide_stride, 4 * sizeof *wide_stride);
-        ndim = 5;
-    }
+    int lead = x->ndim == 4, ndim = x->ndim + lead;
+    memcpy(wide_shape + lead, x->shape, (size_t)x->ndim * sizeof *wide_shape);
+    memcpy(wide_stride + lead, x->stride, (size_t)x->ndim * sizeof *wide_stride);
     asen_attrs copy = {.copy = {.dtype = x->dtype}};
     int status = asen_tensor_view(x->storage, x->dtype, ndim, wide_shape, wide_stride, x->offset, &wide);
     if (status == ASEN_OK)
