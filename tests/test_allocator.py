@@ -5,6 +5,7 @@ The bound: after every call, what is in use and cached together is at most 1.3 t
 the cache was last emptied, or 4 MiB more than that where this is more.
 """
 
+import gc
 import os
 import random
 import subprocess
@@ -32,6 +33,7 @@ class Watch:
     """Blocks that know their contents; after every step the bound and the accounts are checked."""
 
     def __init__(self):
+        gc.collect()  # what other tests left in cycles would go meanwhile
         _asen.empty_cache()
         _asen.reset_peak_memory()
         self.start = _asen.memory_stats()["current"]
