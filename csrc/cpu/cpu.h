@@ -26,4 +26,8 @@ extern const asen_kernel asen_ref_kernels[ASEN_OP_COUNT];
 extern const asen_kernel asen_fast_kernels[ASEN_OP_COUNT];
 extern const asen_kernel asen_onednn_kernels[ASEN_OP_COUNT]; /* all NULL in a build without oneDNN */
 
+/* Optimizer steps (ops/optim.h). */
+int asen_optim_ref_step(const asen_optim_call *call);
+int asen_optim_fast_step(const asen_optim_call *call); /* ASEN_DECLINED for float64 */
+
 #endif

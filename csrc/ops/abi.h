@@ -3,8 +3,8 @@
  *
  * Each side compiles this header into a description of itself: every row of ops.def with its inputs, outputs,
  * attributes and flags, and the size and the offsets of every struct that both sides look into. The structs of
- * attributes follow from their rows (attrs.h), so of their union the size is enough. A member that is added to a struct below wants
- * a line here; one that is forgotten shows in the struct's size. */
+ * attributes follow from their rows (attrs.h), so of their union the size is enough. A member that is added to a struct
+ * below wants a line here; one that is forgotten shows in the struct's size. */
 #ifndef ASEN_ABI_H
 #define ASEN_ABI_H
 
@@ -66,6 +66,7 @@ static inline const asen_abi *asen_abi_here(void)
         ASEN_ABI_MEMBER(asen_call, attrs),
         ASEN_ABI_MEMBER(asen_call, device),
         ASEN_ABI_SIZE(asen_optim_call),
+        ASEN_ABI_MEMBER(asen_optim_call, kind),
         ASEN_ABI_MEMBER(asen_optim_call, dtype),
         ASEN_ABI_MEMBER(asen_optim_call, count),
         ASEN_ABI_MEMBER(asen_optim_call, param),
@@ -75,6 +76,12 @@ static inline const asen_abi *asen_abi_here(void)
         ASEN_ABI_MEMBER(asen_optim_call, length),
         ASEN_ABI_MEMBER(asen_optim_call, step),
         ASEN_ABI_MEMBER(asen_optim_call, lr),
+        ASEN_ABI_MEMBER(asen_optim_call, momentum),
+        ASEN_ABI_MEMBER(asen_optim_call, dampening),
+        ASEN_ABI_MEMBER(asen_optim_call, beta1),
+        ASEN_ABI_MEMBER(asen_optim_call, beta2),
+        ASEN_ABI_MEMBER(asen_optim_call, eps),
+        ASEN_ABI_MEMBER(asen_optim_call, weight_decay),
         ASEN_ABI_MEMBER(asen_optim_call, nesterov),
         ASEN_ABI_MEMBER(asen_optim_call, device),
         ASEN_ABI_SIZE(asen_services),

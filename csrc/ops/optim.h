@@ -31,9 +31,6 @@ typedef struct asen_optim_call {
     asen_device *device;
 } asen_optim_call;
 
-int asen_optim_ref_step(const asen_optim_call *call);  /* cpu/ref/optim.c */
-int asen_optim_fast_step(const asen_optim_call *call); /* cpu/fast/optim.c; ASEN_DECLINED for float64 */
-
 ASEN_C_END
 
 #endif

@@ -21,6 +21,7 @@ int asen_py_add_ops(PyObject *module);
 int asen_py_add_operators(PyObject *module);
 int asen_py_add_copying(PyObject *module);
 int asen_py_add_dlpack(PyObject *module);
+int asen_py_add_optim(PyObject *module);
 int asen_py_add_runtime(PyObject *module);
 int asen_py_add_modes(PyObject *module);
 int asen_py_add_warn(PyObject *module);

@@ -1,5 +1,4 @@
-/* The runtime as Python sees it: gradient mode, threads, memory, devices, dispatch counts, and
- * optimizer steps. */
+/* The runtime as Python sees it: gradient mode, threads, memory and its editions, devices, dispatch counts. */
 #include "core/threads.h"
 #include "cpu/cpu.h"
 #include "python/tensor.h"
@@ -160,159 +159,6 @@ static PyObject *dispatch_counts(PyObject *module, PyObject *args)
     return dict;
 }
 
-/* ---- optimizers ---- */
-
-typedef struct {
-    Py_ssize_t count;
-    void **data;        /* device pointers */
-    asen_tensor **held; /* owned: the list may change while the step runs without the GIL */
-} tensor_list;
-
-static void list_release(tensor_list *list)
-{
-    for (Py_ssize_t i = 0; i < list->count && list->held != NULL; i++)
-        asen_tensor_release(list->held[i]);
-    PyMem_Free(list->data);
-    PyMem_Free(list->held);
-}
-
-/* The tensors were written, wholly or up to an error. */
-static void list_written(const tensor_list *list)
-{
-    for (Py_ssize_t i = 0; i < list->count; i++)
-        asen_storage_written(list->held[i]->storage);
-}
-
-/* A list of tensors like `model` (or of any, for the first): dense, of equal lengths. */
-static int take_list(asen_py_state *state, PyObject *list, PyObject *model, const char *what, tensor_list *out,
-                     int64_t *length)
-{
-    if (!PyList_Check(list) || (model != NULL && PyList_GET_SIZE(list) != PyList_GET_SIZE(model))) {
-        PyErr_Format(PyExc_TypeError, "%s must be a list of tensors, one for each parameter", what);
-        return -1;
-    }
-    out->count = PyList_GET_SIZE(list);
-    out->data = PyMem_Calloc((size_t)out->count + 1, sizeof(void *));
-    out->held = PyMem_Calloc((size_t)out->count + 1, sizeof(asen_tensor *));
-    if (out->data == NULL || out->held == NULL) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    for (Py_ssize_t i = 0; i < out->count; i++) {
-        asen_tensor *t = asen_py_unwrap(state, PyList_GET_ITEM(list, i), what);
-        if (t == NULL)
-            return -1;
-        out->held[i] = asen_tensor_retain(t);
-        asen_tensor *like = model == NULL ? t : ((asen_py_tensor *)PyList_GET_ITEM(model, i))->tensor;
-        asen_tensor *first = model == NULL ? out->held[0] : like;
-        if (!asen_tensor_is_dense(t) || !asen_tensor_same_shape(t, like) || t->dtype != first->dtype ||
-            t->storage->device != first->storage->device) {
-            PyErr_Format(PyExc_ValueError, "%s %zd is %s %s: it must be contiguous and of its parameter's shape, dtype and device",
-                         what, i, ASEN_SHAPE_TEXT(t), asen_dtype_name(t->dtype));
-            return -1;
-        }
-        out->data[i] = asen_tensor_data(t);
-        if (length != NULL)
-            length[i] = asen_tensor_count(t);
-    }
-    return 0;
-}
-
-static PyObject *optim_step(PyObject *module, PyObject *args, PyObject *kwargs)
-{
-    static char *names[] = {"kind", "params", "grads", "state1", "state2", "step", "lr", "momentum", "dampening",
-                            "beta1", "beta2", "eps", "weight_decay", "nesterov", NULL};
-    asen_py_state *state = PyModule_GetState(module);
-    const char *kind;
-    PyObject *lists[4] = {NULL, NULL, Py_None, Py_None}, *result = NULL;
-    tensor_list taken[4] = {0};
-    int64_t *length = NULL;
-    long long step = 1;
-    asen_optim_call call = {.beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8};
-    static const char *const what[4] = {"parameter", "gradient", "state1", "state2"};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "sO!O!OOLd|ddddddp:optim_step", names, &kind, &PyList_Type, &lists[0],
-                                     &PyList_Type, &lists[1], &lists[2], &lists[3], &step, &call.lr, &call.momentum,
-                                     &call.dampening, &call.beta1, &call.beta2, &call.eps, &call.weight_decay,
-                                     &call.nesterov))
-        return NULL;
-    if (strcmp(kind, "sgd") == 0)
-        call.kind = ASEN_SGD;
-    else if (strcmp(kind, "adam") == 0)
-        call.kind = ASEN_ADAM;
-    else if (strcmp(kind, "adamw") == 0)
-        call.kind = ASEN_ADAMW;
-    else
-        return PyErr_Format(PyExc_ValueError, "an optimizer is 'sgd', 'adam' or 'adamw', not '%s'", kind);
-    if (step < 1)
-        return PyErr_Format(PyExc_ValueError, "optimizer steps count from 1, not %lld", step);
-    if (PyList_GET_SIZE(lists[0]) == 0)
-        Py_RETURN_NONE;
-    if ((call.kind != ASEN_SGD && (lists[2] == Py_None || lists[3] == Py_None)) ||
-        (call.kind == ASEN_SGD && call.momentum != 0 && lists[2] == Py_None))
-        return PyErr_Format(PyExc_TypeError, "%s needs its state tensors", kind);
-    length = PyMem_Calloc((size_t)PyList_GET_SIZE(lists[0]), sizeof *length);
-    if (length == NULL)
-        return PyErr_NoMemory();
-    for (int l = 0; l < 4; l++)
-        if (lists[l] != Py_None &&
-            take_list(state, lists[l], l ? lists[0] : NULL, what[l], &taken[l], l ? NULL : length) < 0)
-            goto done;
-    asen_tensor *first = taken[0].held[0];
-    call.dtype = first->dtype;
-    call.device = first->storage->device;
-    call.count = taken[0].count;
-    call.param = taken[0].data;
-    call.grad = (const void *const *)taken[1].data;
-    call.state1 = taken[2].data;
-    call.state2 = taken[3].data;
-    call.length = length;
-    call.step = step;
-    int status;
-    Py_BEGIN_ALLOW_THREADS
-    status = call.device->backend->optim_step(call.device->backend->self, &call);
-    for (int l = 0; l < 4; l++)
-        if (l != 1) /* gradients are only read */
-            list_written(&taken[l]);
-    Py_END_ALLOW_THREADS
-    result = status == ASEN_OK ? Py_NewRef(Py_None) : asen_py_raise(status);
-done:
-    for (int l = 0; l < 4; l++)
-        list_release(&taken[l]);
-    PyMem_Free(length);
-    return result;
-}
-
-static PyObject *unscale(PyObject *module, PyObject *args)
-{
-    PyObject *list, *result = NULL;
-    double factor;
-    tensor_list taken = {0};
-    bool finite = true;
-    if (!PyArg_ParseTuple(args, "O!d:unscale", &PyList_Type, &list, &factor))
-        return NULL;
-    Py_ssize_t count = PyList_GET_SIZE(list);
-    if (count == 0)
-        Py_RETURN_TRUE;
-    int64_t *length = PyMem_Calloc((size_t)count, sizeof *length);
-    if (length == NULL)
-        return PyErr_NoMemory();
-    if (take_list(PyModule_GetState(module), list, NULL, "gradient", &taken, length) == 0) {
-        int status;
-        asen_tensor *first = taken.held[0];
-        const asen_backend *b = first->storage->device->backend;
-        Py_BEGIN_ALLOW_THREADS
-        status = b->unscale == NULL
-                     ? asen_fail(ASEN_ERR_UNSUPPORTED, "%s cannot scale gradients", b->name)
-                     : b->unscale(b->self, first->dtype, count, taken.data, length, factor, &finite);
-        list_written(&taken);
-        Py_END_ALLOW_THREADS
-        result = status == ASEN_OK ? PyBool_FromLong(finite) : asen_py_raise(status);
-    }
-    list_release(&taken);
-    PyMem_Free(length);
-    return result;
-}
-
 /* One tensor of an edition: what it reads, and the state of its memory. */
 typedef struct {
     uint64_t storage, edition;
@@ -393,16 +239,15 @@ static PyMethodDef methods[] = {
     {"is_grad_enabled", is_grad_enabled, METH_NOARGS, "Whether this thread records ops for backward."},
     {"set_num_threads", set_num_threads, METH_O, "Threads for compute; 0: what affinity and the cgroup allow."},
     {"get_num_threads", get_num_threads, METH_NOARGS, "Threads for compute."},
-    {"memory_stats", memory_stats, METH_VARARGS, "memory_stats(device='cpu'): bytes current, peak, cached, and system_requests (blocks)."},
+    {"memory_stats", memory_stats, METH_VARARGS,
+     "memory_stats(device='cpu'): bytes current, peak, cached, and system_requests (blocks)."},
     {"reset_peak_memory", reset_peak_memory, METH_VARARGS, "Sets the peak of memory_stats to the current use."},
     {"empty_cache", empty_cache, METH_VARARGS, "Gives cached blocks back to the system."},
     {"synchronize", synchronize, METH_VARARGS, "synchronize(device='cpu'): waits until its queue is empty."},
     {"load_plugin", load_plugin, METH_VARARGS, "Loads a device from a shared library built for this core."},
-    {"set_kernel_paths", set_kernel_paths, METH_VARARGS, "Which CPU kernels may run: any of 'fast', 'onednn', 'reference'; or 'all'. For tests."},
+    {"set_kernel_paths", set_kernel_paths, METH_VARARGS,
+     "Which CPU kernels may run: any of 'fast', 'onednn', 'reference'; or 'all'. For tests."},
     {"dispatch_counts", dispatch_counts, METH_VARARGS, "dispatch_counts(reset=False): how often each path ran each op."},
-    {"optim_step", (PyCFunction)(void (*)(void))optim_step, METH_VARARGS | METH_KEYWORDS,
-     "One optimizer step over lists of tensors, in place: see asenpp.optim."},
-    {"unscale", unscale, METH_VARARGS, "unscale(tensors, factor): multiplies them in place; whether all elements were finite."},
     {"edition", (PyCFunction)(void (*)(void))edition, METH_FASTCALL,
      "edition(*tensors): bytes that are equal as long as the tensors are the same and nothing wrote into their memory; ask "
      "before reading what is to be kept under them. None where something outside may write at any time (memory of a NumPy "

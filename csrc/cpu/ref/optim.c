@@ -1,7 +1,7 @@
 /* Reference: optimizer steps in float32 and float64 (formulas and sources: optim.h). */
 #include <math.h>
 
-#include "ops/optim.h"
+#include "cpu/cpu.h"
 
 #define T float
 #define NAME(x) x##_float
