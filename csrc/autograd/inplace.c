@@ -166,7 +166,7 @@ static uint64_t base_set(asen_aliases *a, asen_node *node, int slot, bool rewrit
     asen_node *old = a->node;
     a->node = node == NULL ? NULL : asen_node_retain(node);
     a->slot = slot;
-    uint64_t rewrites = a->rewrites += rewrite;
+    uint64_t rewrites = atomic_fetch_add(&a->rewrites, rewrite) + rewrite;
     asen_history_unlock(a);
     asen_node_release(old);
     return rewrites;

@@ -41,7 +41,7 @@ FAST_CLONES static void reduce_larger(float *restrict y, const float *restrict x
 {
     FAST_SIMD
     for (int64_t i = 0; i < n; i++)
-        y[i] = (x[i] > y[i]) | (x[i] != x[i]) ? x[i] : y[i];
+        y[i] = ((x[i] > y[i]) | (x[i] != x[i])) ? x[i] : y[i];
 }
 
 FAST_CLONES static void reduce_flush(double *restrict sum, float *restrict part, int64_t n)
