@@ -67,7 +67,7 @@ def mul(self: Tensor, other: Tensor | float) -> Tensor:
 
 
 def div(self: Tensor, other: Tensor | float) -> Tensor:
-    """self / other, broadcast; integers give float32."""
+    """self / other, broadcast; not of integers."""
     return self / other
 
 

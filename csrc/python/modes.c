@@ -61,7 +61,8 @@ static PyObject *leave_mode(PyObject *module, PyObject *args)
     if (thread == NULL)
         return NULL;
     list = PyDict_GetItemWithError(before, thread);
-    if (list == NULL || !PyList_CheckExact(list) || PyList_GET_SIZE(list) == 0) { /* a generator that was suspended within a block is closed by another thread */
+    /* Empty where a generator that was suspended within a block is closed by another thread. */
+    if (list == NULL || !PyList_CheckExact(list) || PyList_GET_SIZE(list) == 0) {
         result = PyErr_Occurred() ? NULL : Py_NewRef(Py_None);
         goto end;
     }

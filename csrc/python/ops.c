@@ -1,5 +1,5 @@
-/* Ops as Python sees them: one function and one method a row of ops.def, `apply` by name, and
- * op_specs() for the tests.
+/* Ops as Python sees them: a function for each row of ops.def, and a method for those that Tensor has as they stand
+ * (asen_py_is_method); `apply` and `apply_` by name, and op_specs() for the tests.
  *
  * A call takes the row's tensors first, then its attributes, by position or by name; numbers
  * stand for 0-d tensors of the first tensor's dtype; a list attribute that comes last swallows
