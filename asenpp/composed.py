@@ -199,7 +199,7 @@ def _broadcast(name: str, *shapes: Sequence[int]) -> tuple[int, ...]:
 
 
 def _reversed(x: Tensor) -> Tensor:
-    """With the order turned round: -x, for integers -x - 1, which the least of them has too; its own inverse."""
+    """With the order turned round: -x, for integers -x - 1, which the smallest of them has too; its own inverse."""
     if x.dtype == "bool":
         return ~x
     return -x - 1 if x.dtype in _INTEGERS else -x
@@ -583,9 +583,10 @@ def _format(self: Tensor, spec: str) -> str:
 
 
 METHODS: dict[str, Any] = {function.__name__: function for function in (
-    add, sub, mul, div, add_, sub_, mul_, div_, neg_, exp_, sqrt_, tanh_, sigmoid_, relu_, clamp_, masked_fill_, sign, abs, maximum, minimum, isnan, isinf, isfinite, any, all, where, masked_fill,
-    eq, ne, lt, le, gt, ge, logical_not, amax, amin, max, min, argmax, argmin, sort, argsort, topk, var, std, norm,
-    gather, narrow, split, chunk, unbind, nonzero, view_as, expand_as, new_full, new_zeros, new_ones, cpu, cuda, dim, element_size, is_floating_point)}
+    add, sub, mul, div, add_, sub_, mul_, div_, neg_, exp_, sqrt_, tanh_, sigmoid_, relu_, clamp_, masked_fill_, sign,
+    abs, maximum, minimum, isnan, isinf, isfinite, any, all, where, masked_fill, eq, ne, lt, le, gt, ge, logical_not,
+    amax, amin, max, min, argmax, argmin, sort, argsort, topk, var, std, norm, gather, narrow, split, chunk, unbind,
+    nonzero, view_as, expand_as, new_full, new_zeros, new_ones, cpu, cuda, dim, element_size, is_floating_point)}
 METHODS |= {"T": property(_transposed), "mT": property(_matrices_transposed), "__contains__": _contains,
             "__abs__": abs, "__format__": _format, "__copy__": copying.shallow, "__deepcopy__": copying.deep,
             "__reduce_ex__": copying.reduced}

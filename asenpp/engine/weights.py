@@ -91,7 +91,8 @@ def initial_model(cfg: Any, state: dict[str, Any] | None, path: str, whole: bool
 
 def _sources(model: Any, missing: list[str], files: dict[str, str], path: str) -> list[str]:
     """A line for each part of the model."""
-    absent, parts = set(missing), {}
+    absent = set(missing)
+    parts: dict[str, list[bool]] = {}
     for name in model.state_dict():
         if not name.endswith("num_batches_tracked"):
             parts.setdefault(_part(name), []).append(name not in absent)

@@ -8,7 +8,7 @@ tensors they were made from: whoever writes into one of those, by whatever means
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from .. import _asen
 from .._asen import Tensor
@@ -57,6 +57,7 @@ def _folded(conv: Conv2d, bn: BatchNorm2d) -> tuple[Tensor, Tensor]:
     shift = bn.bias - bn.running_mean * scale
     if conv.bias is not None:
         shift = shift + conv.bias * scale
-    result = lowered((conv.weight * scale.reshape(-1, 1, 1, 1)).contiguous(), shift)
+    result = cast("tuple[Tensor, Tensor]",
+                  lowered((conv.weight * scale.reshape(-1, 1, 1, 1)).contiguous(), shift))
     bn.__dict__["_folded"] = _Folded(key, result)
     return result
