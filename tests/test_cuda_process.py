@@ -13,7 +13,7 @@ import pytest
 from cudasim import build as cudasim
 from test_cudasim import STEP, built, run
 
-pytestmark = pytest.mark.skipif(shutil.which(cudasim.CXX) is None, reason=f"no C++ compiler here ({cudasim.CXX})")
+pytestmark = pytest.mark.skipif(shutil.which(cudasim.CXX[0]) is None, reason=f"no C++ compiler here ({cudasim.CXX[0]})")
 
 
 @pytest.fixture(scope="module")
