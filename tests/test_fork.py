@@ -71,8 +71,8 @@ step(net)
 def test_forks_while_threads_compute(threads):
     """Whatever lock a busy thread holds at that moment; the threads go on afterwards."""
     run(f"""
-counts = fork_kit.fork_while_threads_compute(40, {threads}, PATIENCE)
-assert counts["ok"] == 40, counts
+counts = fork_kit.fork_while_threads_compute(20, {threads}, PATIENCE)
+assert counts["ok"] == 20, counts
 assert counts["rounds_of_threads"] >= {threads}, counts
 """)
 

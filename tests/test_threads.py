@@ -388,10 +388,10 @@ def test_one_tensor_is_written_viewed_and_run_backward_by_all_at_once():
     """Nobody keeps these apart, so values are anyone's, and errors of what was written since are right; nothing crashes."""
     run("""
 import time
-for seed in range(4):
+for seed in range(2):
     leaf = asenpp.ones(6, 8, requires_grad=True)
     z = leaf * 1.0
-    end = time.monotonic() + 1.5
+    end = time.monotonic() + 1.0
     def guarded(function):
         def loop():
             while time.monotonic() < end:
