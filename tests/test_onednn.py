@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from asenpp import _asen
+from process_kit import run_code
 
 # n, channels in, h, w, channels out, kh, kw, stride, padding, dilation, groups
 CONVOLUTIONS = {
@@ -267,3 +268,54 @@ def test_filter_written_through_numpy_is_packed_anew():
     assert (_asen.conv2d(x, w).numpy() == before).all()
     view[...] = 2
     assert (_asen.conv2d(x, w).numpy() == 2 * before).all()
+
+
+RUNS_SHORT = """
+import re, resource
+import numpy as np
+from asenpp import _asen
+
+def limit(on):
+    used = int(re.search(r"VmSize:\\s+(\\d+)", open("/proc/self/status").read()).group(1)) * 1024
+    resource.setrlimit(resource.RLIMIT_AS, (used if on else resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+def leaves(n):
+    return [_asen.from_numpy(rng.random(shape, dtype="float32")).requires_grad_() for shape in ((n, 16, 12, 12), (32, 16, 3, 3))]
+
+def convolve(n):
+    x, w = leaves(n)
+    y = _asen.conv2d(x, w, padding=1)
+    y.sum().backward()
+    return y, x, w
+
+rng = np.random.default_rng(0)
+convolve(1)
+refused = 0
+for n in range(2, 26):
+    x, w = leaves(n)
+    limit(True)
+    try:
+        _asen.conv2d(x, w, padding=1)
+    except MemoryError as error:
+        refused += "oneDNN" in str(error)
+    finally:
+        limit(False)
+_asen.set_kernel_paths("onednn", "fast")
+for n in range(2, 50): # shapes that failed, and ones that are new
+    y, x, w = convolve(n)
+    _asen.set_kernel_paths("reference")
+    x2, w2 = (_asen.Tensor(t.detach().double()).requires_grad_() for t in (x, w))
+    z = _asen.conv2d(x2, w2, padding=1)
+    z.sum().backward()
+    _asen.set_kernel_paths("onednn", "fast")
+    for a, b in ((y, z), (x.grad, x2.grad), (w.grad, w2.grad)):
+        np.testing.assert_allclose(a.detach().numpy(), b.detach().numpy(), rtol=1e-3, atol=1e-3)
+print(refused)
+"""
+
+
+def test_kernels_are_made_again_after_memory_ran_out():
+    """Memory runs out while oneDNN writes kernels, and comes back: the same thread makes kernels of the shapes that failed
+    and of new ones, whole ones. (oneDNN's code generator remembers the first error of a thread.)"""
+    out, _ = run_code(RUNS_SHORT)
+    assert int(out) > 0, "memory did not run out: nothing was proven"

@@ -18,6 +18,7 @@ void asen_onednn_fork(asen_fork_phase phase) { (void)phase; }
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 const asen_kernel asen_onednn_kernels[ASEN_OP_COUNT] = {
     [ASEN_OP_conv2d] = onednn_conv2d,
@@ -87,6 +88,31 @@ dnnl_status_t asen_onednn_attr(dnnl_primitive_attr_t *out)
     return status;
 }
 
+/* ---- threads that ran out of memory ---- */
+
+/* oneDNN's code generator keeps the first error of a thread. Where its memory ran out once, it refuses every later kernel of
+ * that thread, however much there is by then; and some primitives are made without the kernels they lack, or make one when
+ * they run first, and then crash. So each build ends with a kernel that is small and always there: where that fails, the
+ * thread is spent, and the build has failed with it. What a spent thread wants built or run, a new thread does. */
+static _Thread_local bool generator_spent;
+
+/* A thread whose thread-local variables find no memory ends the process: its stack, heap and those must have room. */
+static bool room_for_thread(void)
+{
+    const size_t bytes = (size_t)96 << 20;
+    void *room = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return room != MAP_FAILED && munmap(room, bytes) == 0;
+}
+
+/* Runs job(argument) in a new thread, and waits. */
+static dnnl_status_t in_new_thread(void *(*job)(void *), void *argument)
+{
+    pthread_t thread;
+    if (!room_for_thread() || pthread_create(&thread, NULL, job, argument)) return dnnl_out_of_memory;
+    pthread_join(thread, NULL);
+    return dnnl_success;
+}
+
 /* ---- building ---- */
 
 static dnnl_status_t primitive_take(dnnl_primitive_desc_t pd, dnnl_primitive_t *primitive,
@@ -139,7 +165,8 @@ dnnl_status_t asen_onednn_plan_add_packed(asen_onednn_plan *plan, dnnl_engine_t 
     return status;
 }
 
-static void plan_free(asen_onednn_plan *plan)
+/* What a build made of it, wholly or in part, goes. */
+static void plan_clear(asen_onednn_plan *plan)
 {
     if (plan->primitive) dnnl_primitive_destroy(plan->primitive);
     if (plan->reorder) dnnl_primitive_destroy(plan->reorder);
@@ -147,6 +174,12 @@ static void plan_free(asen_onednn_plan *plan)
     dnnl_memory_desc_t descs[] = {plan->scratch_desc, plan->plain_desc, plan->reorder_scratch_desc};
     for (int i = 0; i < 3; i++)
         if (descs[i]) dnnl_memory_desc_destroy(descs[i]);
+    *plan = (asen_onednn_plan){.packed = -1, .key = plan->key, .hash = plan->hash};
+}
+
+static void plan_free(asen_onednn_plan *plan)
+{
+    plan_clear(plan);
     free(plan);
 }
 
@@ -174,6 +207,59 @@ static asen_onednn_plan *plan_find(const asen_onednn_key *key, uint64_t hash)
     return NULL;
 }
 
+static bool generator_works(void)
+{
+    const dnnl_dims_t dims = {16};
+    dnnl_memory_desc_t desc = NULL;
+    dnnl_primitive_desc_t pd = NULL;
+    dnnl_primitive_t primitive = NULL;
+    dnnl_status_t status = dnnl_memory_desc_create_with_tag(&desc, 1, dims, dnnl_f32, dnnl_a);
+    if (!status)
+        status = dnnl_eltwise_forward_primitive_desc_create(&pd, engine, dnnl_forward_inference, dnnl_eltwise_relu, desc,
+                                                            desc, 0, 0, NULL);
+    if (!status) status = dnnl_primitive_create(&primitive, pd);
+    if (primitive) dnnl_primitive_destroy(primitive);
+    if (pd) dnnl_primitive_desc_destroy(pd);
+    if (desc) dnnl_memory_desc_destroy(desc);
+    return status == dnnl_success;
+}
+
+/* A build, in whatever thread. */
+typedef struct build_job {
+    asen_onednn_build build;
+    asen_onednn_plan *plan;
+    const void *context;
+    dnnl_status_t status;
+} build_job;
+
+static void build_here(build_job *job)
+{
+    job->status = job->build(engine, job->plan, job->context);
+    generator_spent = !generator_works();
+    if (generator_spent && (job->status == dnnl_success || job->status == dnnl_unimplemented))
+        job->status = dnnl_out_of_memory;
+}
+
+static void *build_thread(void *job)
+{
+    asen_onednn_threads(); /* oneDNN builds for as many as the thread that builds would use */
+    build_here(job);
+    return NULL;
+}
+
+/* Fills the plan. */
+static dnnl_status_t plan_build(asen_onednn_plan *plan, asen_onednn_build build, const void *context)
+{
+    build_job job = {build, plan, context, dnnl_out_of_memory};
+    if (!generator_spent) {
+        build_here(&job);
+        if (!generator_spent) return job.status;
+        plan_clear(plan);
+    }
+    dnnl_status_t status = in_new_thread(build_thread, &job);
+    return status == dnnl_success ? job.status : status;
+}
+
 /* Called locked. */
 static dnnl_status_t plan_make(const asen_onednn_key *key, uint64_t hash, asen_onednn_build build,
                                const void *context, asen_onednn_plan **out)
@@ -190,7 +276,7 @@ static dnnl_status_t plan_make(const asen_onednn_key *key, uint64_t hash, asen_o
     plan->packed = -1;
     plan->key = *key;
     plan->hash = hash;
-    status = build(engine, plan, context);
+    status = plan_build(plan, build, context);
     if (status != dnnl_success && status != dnnl_unimplemented) {
         plan_free(plan);
         return status;
@@ -250,8 +336,8 @@ void asen_onednn_plan_put(asen_onednn_plan *plan)
 
 /* Executes over plain pointers: memory objects and a stream are made for the call (under a
  * microsecond together), so that nothing is shared between threads. */
-static dnnl_status_t execute(dnnl_primitive_t primitive, int n, const int *ids, const_dnnl_memory_desc_t *descs,
-                             void *const *data)
+static dnnl_status_t execute_here(dnnl_primitive_t primitive, int n, const int *ids, const_dnnl_memory_desc_t *descs,
+                                  void *const *data)
 {
     dnnl_exec_arg_t args[ASEN_ONEDNN_ARGS + 1];
     dnnl_stream_t stream = NULL;
@@ -267,6 +353,32 @@ static dnnl_status_t execute(dnnl_primitive_t primitive, int n, const int *ids, 
     for (int i = 0; i < made; i++) dnnl_memory_destroy(args[i].memory);
     if (stream) dnnl_stream_destroy(stream);
     return status;
+}
+
+typedef struct execute_job {
+    dnnl_primitive_t primitive;
+    int n;
+    const int *ids;
+    const_dnnl_memory_desc_t *descs;
+    void *const *data;
+    dnnl_status_t status;
+} execute_job;
+
+static void *execute_thread(void *argument)
+{
+    execute_job *job = argument;
+    asen_onednn_threads();
+    job->status = execute_here(job->primitive, job->n, job->ids, job->descs, job->data);
+    return NULL;
+}
+
+static dnnl_status_t execute(dnnl_primitive_t primitive, int n, const int *ids, const_dnnl_memory_desc_t *descs,
+                             void *const *data)
+{
+    if (!generator_spent) return execute_here(primitive, n, ids, descs, data);
+    execute_job job = {primitive, n, ids, descs, data, dnnl_success};
+    dnnl_status_t status = in_new_thread(execute_thread, &job);
+    return status == dnnl_success ? job.status : status;
 }
 
 /* The reorder between `plain` and `packed` memory, in the plan's direction. */
