@@ -284,6 +284,12 @@ def test_elementwise_on_views(view):
         check("pow", [positive], {"exponent": exponent}, tol=3e-7)
 
 
+def test_tanh_keeps_the_sign_of_zero():
+    for count in (1, 100): # rests of vectors, and vectors
+        y = _asen.from_numpy(np.array([-0.0, 0.0] * count, np.float32)).tanh().numpy()
+        assert np.signbit(y).tolist() == [True, False] * count
+
+
 def test_relu_keeps_nan_and_makes_no_negative_zero():
     (y,), _ = run("fast", np.float32, "relu", [np.array([np.nan, -0.0, -1, 2], np.float32)], {})
     assert np.isnan(y[0]) and not np.signbit(y[1:]).any()

@@ -78,7 +78,7 @@ FAST_INLINE float fast_logf(float x)
     return fast_select(x >= 0.0f, y, NAN);
 }
 
-/* An odd polynomial below 0.625, else 1 - 2 / (e^2|x| + 1). */
+/* Of |x|, with the sign of x (also of -0): an odd polynomial below 0.625, else 1 - 2 / (e^2|x| + 1). */
 FAST_INLINE float fast_tanhf(float x)
 {
     float a = fabsf(x), z = x * x;
@@ -87,9 +87,9 @@ FAST_INLINE float fast_tanhf(float x)
     p = p * z - 5.37397155531e-2f;
     p = p * z + 1.33314422036e-1f;
     p = p * z - 3.33332819422e-1f;
-    float small = p * z * x + x;
-    float large = copysignf(1.0f - 2.0f / (fast_expf(2.0f * a) + 1.0f), x);
-    return fast_select(a < 0.625f, small, large);
+    float small = p * z * a + a;
+    float large = 1.0f - 2.0f / (fast_expf(2.0f * a) + 1.0f);
+    return copysignf(fast_select(a < 0.625f, small, large), x);
 }
 
 FAST_INLINE float fast_sigmoidf(float x) { return 1.0f / (1.0f + fast_expf(-x)); }
