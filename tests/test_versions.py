@@ -5,6 +5,7 @@ import copy
 import gc
 import pickle
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -181,6 +182,25 @@ def test_foreign_memory_is_never_trusted():
     assert _asen.edition(_asen.owned(array)) is not None
     assert _asen.edition(Tensor([1.0, 2.0])) is not None, "an array that nobody else has"
     assert _asen.edition(asenpp.zeros(3)) is not None and _asen.edition(asenpp.tensor(array)) is not None
+
+
+def test_an_array_that_a_weak_reference_reaches_is_foreign():
+    """The array that __array__ made is nobody else's, except where it left a weak reference behind."""
+    class Source:
+        def __init__(self, remember):
+            self.remember = remember
+
+        def __array__(self, dtype=None, copy=None):
+            array = np.zeros(3, np.float32)
+            self.seen = weakref.ref(array) if self.remember else None
+            return array
+
+    source = Source(True)
+    tensor = Tensor(source)
+    assert _asen.edition(tensor) is None
+    source.seen()[:] = 1
+    assert tensor.tolist() == [1, 1, 1]
+    assert _asen.edition(Tensor(Source(False))) is not None
 
 
 def test_parameters_own_their_memory():

@@ -101,6 +101,14 @@ static asen_storage *lender(PyArrayObject *array, int64_t *offset)
     return whole ? storage : NULL;
 }
 
+/* Whether nobody else can reach the array or its memory: our reference is the only one, and a weak reference could be
+ * made one. */
+static bool is_unshared(PyArrayObject *array)
+{
+    return Py_REFCNT((PyObject *)array) == 1 && PyArray_BASE(array) == NULL && PyArray_CHKFLAGS(array, NPY_ARRAY_OWNDATA) &&
+           *PyObject_GET_WEAKREFS_LISTPTR((PyObject *)array) == NULL;
+}
+
 /* Shares memory where strides are whole elements and the array can be written. Steals `array`. */
 static PyObject *from_array(asen_py_state *state, PyArrayObject *array, bool always_copy)
 {
@@ -128,7 +136,7 @@ static PyObject *from_array(asen_py_state *state, PyArrayObject *array, bool alw
     }
     int64_t reach = size;
     bool empty = false;
-    bool unshared = Py_REFCNT((PyObject *)array) == 1 && PyArray_BASE(array) == NULL; /* our reference is the only one */
+    bool unshared = is_unshared(array);
     for (int d = 0; d < PyArray_NDIM(array); d++) {
         shape[d] = PyArray_DIM(array, d);
         stride[d] = PyArray_STRIDE(array, d) / size;
