@@ -299,7 +299,7 @@ class Tensor:
         """self * other, broadcast."""
 
     def div(self, other: Tensor | builtins.float) -> Tensor:
-        """self / other, broadcast; integers give float32."""
+        """self / other, broadcast; not of integers."""
 
     def add_(self, other: Tensor | builtins.float, *, alpha: builtins.float = 1) -> Tensor:
         """self += alpha * other, in place."""
