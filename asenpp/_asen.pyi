@@ -47,6 +47,16 @@ class Tensor:
         """Number of dims."""
 
     @property
+    def data(self) -> Tensor:
+        """The same memory without history: detach(). Set to a tensor of the same shape, it takes that one's values."""
+    @data.setter
+    def data(self, value: Tensor) -> None: ...
+
+    @property
+    def is_cuda(self) -> builtins.bool:
+        """Whether it lies on the GPU."""
+
+    @property
     def T(self) -> Tensor:
         """A matrix transposed; a tensor of fewer dims as it is."""
 
@@ -435,7 +445,7 @@ class Tensor:
     def std(self, dim: builtins.int | Sequence[builtins.int] | builtins.bool | None = None,
             unbiased: builtins.bool | None = None, keepdim: builtins.bool = False, *,
             correction: builtins.float | None = None) -> Tensor:
-        """The square root of var(), with its arguments."""
+        """The square root of var(), with its arguments. The gradient of one that is 0 is 0."""
 
     def norm(self, p: builtins.float | str = 2, dim: builtins.int | Sequence[builtins.int] | None = None,
              keepdim: builtins.bool = False) -> Tensor:
@@ -470,6 +480,9 @@ class Tensor:
     def expand_as(self, other: Tensor) -> Tensor:
         """Expanded to the shape of another."""
 
+    def type_as(self, other: Tensor) -> Tensor:
+        """Converted and moved to the dtype and device of another."""
+
     def new_full(self, size: Sequence[builtins.int], fill_value: builtins.float, *, dtype: str | None = None,
                  device: str | None = None) -> Tensor:
         """A tensor of one value, of this one's dtype and device unless others are given."""
@@ -496,6 +509,10 @@ class Tensor:
         """Whether the dtype is a floating one."""
 
     def __contains__(self, element: Any) -> builtins.bool: ...
+
+    def __mod__(self, other: Tensor | builtins.int) -> Tensor: ...
+
+    def __rmod__(self, other: Tensor | builtins.int) -> Tensor: ...
 
     def __abs__(self) -> Tensor: ...
 

@@ -39,6 +39,10 @@ def tensor(data: Any, dtype: str | None = None, device: str = "cpu", requires_gr
     array = np.array(data)
     if not hasattr(data, "dtype") and array.dtype == np.float64:
         array = array.astype(np.float32)
+    if dtype in ("uint8", "int32") and array.dtype.kind in "iu" and array.size and not hasattr(data, "dtype"):
+        low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+        if array.min() < low or array.max() > high:
+            raise ValueError(f"tensor: {array.min()} to {array.max()} do not fit {dtype}, which holds {low} to {high}")
     return _finished(array, dtype, device, requires_grad)
 
 
@@ -59,7 +63,8 @@ def ones(*size: Any, dtype: str = "float32", device: str = "cpu", requires_grad:
 def full(size: Any, fill_value: float, dtype: str | None = None, device: str = "cpu", requires_grad: bool = False) -> Tensor:
     """A tensor of one value; without a dtype a float makes float32, an int int64 and a bool bool."""
     if dtype is None:
-        dtype = "bool" if isinstance(fill_value, bool) else "int64" if isinstance(fill_value, int) else "float32"
+        dtype = ("bool" if isinstance(fill_value, (bool, np.bool_)) else
+                 "int64" if isinstance(fill_value, (int, np.integer)) else "float32")
     result = _asen.full(tuple(size) if isinstance(size, Sequence) else (size,), fill_value, dtype, device)
     return result.requires_grad_() if requires_grad else result
 

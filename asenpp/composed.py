@@ -33,7 +33,7 @@ def _want_float(name: str, x: Tensor) -> None:
 
 
 def _dims(x: Tensor, dim: int | Sequence[int] | None) -> list[int]:
-    """The dims that are meant, from 0; all for None."""
+    """The dims that are meant, from 0; all for None. A tensor without dims has 0 and -1 to name, and none to go over."""
     if dim is None or (isinstance(dim, Sequence) and not dim):
         return list(range(x.ndim))
     dims = [_dim(x, d) for d in ([dim] if isinstance(dim, int) else dim)]
@@ -93,6 +93,22 @@ def div_(self: Tensor, other: Tensor | float) -> Tensor:
     """self /= other, in place; not of integers."""
     self /= other
     return self
+
+
+def _mod(self: Tensor, other: Tensor | int) -> Tensor:
+    """self % other of integers: what // leaves, with the sign of other."""
+    return _remainder(self, other)
+
+
+def _rmod(self: Tensor, other: Tensor | int) -> Tensor:
+    return _remainder(other, self)
+
+
+def _remainder(a: Any, b: Any) -> Tensor:
+    for x in (a, b):
+        if isinstance(x, _asen.Tensor) and x.dtype not in ("uint8", "int32", "int64"):
+            raise TypeError(f"% is for integers, not for {x.dtype}: convert with .long() first")
+    return a - a // b * b
 
 
 def neg_(self: Tensor) -> Tensor:
@@ -400,9 +416,11 @@ def var(self: Tensor, dim: int | Sequence[int] | bool | None = None,
 def std(self: Tensor, dim: int | Sequence[int] | bool | None = None,
         unbiased: bool | None = None, keepdim: bool = False, *,
         correction: float | None = None) -> Tensor:
-    """The square root of var(), with its arguments."""
+    """The square root of var(), with its arguments. The gradient of one that is 0 is 0."""
     _want_float("std", self)
-    return self.var(dim, unbiased, keepdim, correction=correction).sqrt()
+    squared = self.var(dim, unbiased, keepdim, correction=correction)
+    zero = squared == 0
+    return _asen.choose(zero, 0.0, _asen.choose(zero, 1.0, squared).sqrt())
 
 
 def norm(self: Tensor, p: float | str = 2, dim: int | Sequence[int] | None = None,
@@ -572,6 +590,30 @@ def _matrices_transposed(self: Tensor) -> Tensor:
     return self.transpose(-1, -2)
 
 
+def type_as(self: Tensor, other: Tensor) -> Tensor:
+    """Converted and moved to the dtype and device of another."""
+    return self.to(dtype=other.dtype, device=other.device)
+
+
+def _data(self: Tensor) -> Tensor:
+    """The same memory without history: detach(). Set to a tensor of the same shape, it takes that one's values."""
+    return self.detach()
+
+
+def _set_data(self: Tensor, value: Tensor) -> None:
+    if not isinstance(value, _asen.Tensor):
+        raise TypeError(f"data: a Tensor is wanted, not {type(value).__name__}")
+    if (value.shape, value.dtype, value.device) != (self.shape, self.dtype, self.device):
+        raise ValueError(f"data of a {self.dtype} {tuple(self.shape)} on {self.device} cannot become a {value.dtype} "
+                         f"{tuple(value.shape)} on {value.device}: make a new tensor or Parameter of it")
+    self.detach().copy_(value.detach())
+
+
+def _is_cuda(self: Tensor) -> bool:
+    """Whether it lies on the GPU."""
+    return self.device == "cuda"
+
+
 def _contains(self: Tensor, element: Any) -> bool:
     """element in self: whether any element equals it."""
     return bool(_compared("in", self == element).any())
@@ -586,7 +628,8 @@ METHODS: dict[str, Any] = {function.__name__: function for function in (
     add, sub, mul, div, add_, sub_, mul_, div_, neg_, exp_, sqrt_, tanh_, sigmoid_, relu_, clamp_, masked_fill_, sign,
     abs, maximum, minimum, isnan, isinf, isfinite, any, all, where, masked_fill, eq, ne, lt, le, gt, ge, logical_not,
     amax, amin, max, min, argmax, argmin, sort, argsort, topk, var, std, norm, gather, narrow, split, chunk, unbind,
-    nonzero, view_as, expand_as, new_full, new_zeros, new_ones, cpu, cuda, dim, element_size, is_floating_point)}
-METHODS |= {"T": property(_transposed), "mT": property(_matrices_transposed), "__contains__": _contains,
-            "__abs__": abs, "__format__": _format, "__copy__": copying.shallow, "__deepcopy__": copying.deep,
+    nonzero, view_as, expand_as, type_as, new_full, new_zeros, new_ones, cpu, cuda, dim, element_size,
+    is_floating_point)}
+METHODS |= {"data": property(_data, _set_data), "is_cuda": property(_is_cuda), "T": property(_transposed),
+            "mT": property(_matrices_transposed), "__contains__": _contains, "__mod__": _mod, "__rmod__": _rmod, "__abs__": abs, "__format__": _format, "__copy__": copying.shallow, "__deepcopy__": copying.deep,
             "__reduce_ex__": copying.reduced}

@@ -18,6 +18,7 @@ from ._asen import Tensor
 __all__ = ["get", "put", "positions"]
 
 _ALL = slice(None)
+_METHODS = {"bool": "bool()", "uint8": "to('uint8')", "int32": "int()", "int64": "long()"}
 
 
 def positions(x: Tensor) -> Tensor:
@@ -151,6 +152,8 @@ def put(x: Tensor, key: Any, value: Any) -> None:
     source = np.full(x.numel(), -1)
     if not isinstance(value, Tensor) and np.ndim(value):
         value = Tensor(value)
+    if isinstance(value, Tensor) and value.is_floating_point() and not x.is_floating_point():
+        raise TypeError(f"{value.dtype} cannot be written into elements of {x.dtype}: convert it with .{_METHODS[x.dtype]} first")
     if isinstance(value, Tensor) and value.ndim:
         while value.ndim > places.ndim and value.shape[0] == 1:
             value = value.reshape(value.shape[1:])

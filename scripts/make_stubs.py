@@ -63,6 +63,8 @@ class _SupportsDLPack(Protocol):
 PROPERTIES = """
 shape: tuple[int, ...]
 ndim: int
+data: Tensor = Tensor
+is_cuda: bool
 T: Tensor
 mT: Tensor
 dtype: str

@@ -362,6 +362,7 @@ METHOD_CALLS = {
     "__pow__": [lambda: (tensor(2), 2.0)],
     **{name: [lambda: (tensor(2), tensor(2)), lambda: (tensor(2), 2.0)]
        for side in ("", "r") for name in (f"__{side}add__", f"__{side}sub__", f"__{side}mul__", f"__{side}truediv__")},
+    **{f"__{side}mod__": [lambda: (whole(2), whole(2)), lambda: (whole(2), 2)] for side in ("", "r")},
     **{f"__{side}floordiv__": [lambda: (whole(2), whole(2)), lambda: (whole(2), 2)] for side in ("", "r")},
     **{f"__{side}{name}__": [lambda: (mask(), mask()), lambda: (mask(), True)] for side in ("", "r") for name in ("and", "or", "xor")},
     **{f"__i{name}__": [lambda: (tensor(2), tensor(2)), lambda: (tensor(2), 2.0)] for name in ("add", "sub", "mul", "truediv")},
@@ -399,7 +400,7 @@ METHOD_CALLS = {
     "split": [lambda: (tensor(4), 2), lambda: (tensor(2, 3), [1, 2], 1)],
     "chunk": [lambda: (tensor(4), 2), lambda: (tensor(2, 3), 2, 1)],
     "unbind": [lambda: (tensor(2, 3),), lambda: (tensor(2, 3), 1)],
-    **{name: [lambda: (tensor(6), tensor(2, 3))] for name in ("view_as",)},
+    **{name: [lambda: (tensor(6), tensor(2, 3))] for name in ("view_as", "type_as")},
     "expand_as": [lambda: (tensor(3), tensor(2, 3))],
     "new_full": [lambda: (tensor(1), (2, 3), 4.0)],
     **{name: [lambda: (tensor(1), 2, 3)] for name in ("new_zeros", "new_ones")},

@@ -153,6 +153,9 @@ case("mask * x", lambda s: s.x(2, 3, dtype="bool") * s.x(3), lambda s: s.x(3) * 
      fails=[lambda s: s.x(3, dtype="bool") - s.x(3, dtype="bool"), lambda s: -s.x(3, dtype="bool")])
 case("x // y", *pairs(lambda a, b: a // b, "int64", of=[-5, -2, 3, 7]), lambda s: (s.x(5, dtype="int64") // 3, s.x(5, dtype="uint8") // 2, 7 // s.x(3, dtype="int64", of=[-2, 3])),
      fails=[unfit(lambda a, b: a // b, "int64"), lambda s: s.x(3, dtype="int64") // "a"])
+SIGNED = [-7, -5, -2, 3, 8]
+case("x % y", *pairs(lambda a, b: a % b, "int64", of=SIGNED), *pairs(lambda a, b: a % b, "int32", of=SIGNED), lambda s: (s.x(5, dtype="int64") % 3, 7 % s.x(3, dtype="int64", of=[-2, 3])),
+     lambda s: (s.x(3, dtype="uint8") % 2, s.x(3, dtype="int64") % np.int64(-3), s.of([2**60 + 3]) % 2**40), fails=[unfit(lambda a, b: a % b, "int64"), lambda s: s.x(3, dtype="int64") % "a"])
 case("x @ y", lambda s: s.x(2, 3) @ s.x(3, 4), lambda s: s.x(5, 2, 3) @ s.x(5, 3, 4),
      fails=[lambda s: s.x(2, 3) @ s.x(2, 3), lambda s: s.x(2, 2) @ 2.0])
 case("x ** p", lambda s: s.x(2, 3) ** 2, lambda s: s.x(3, of=[0.5, 2.0]) ** 1.5, lambda s: s.x(3, of=[0.5, 2.0]) ** -1, fails=[lambda s: s.x(2) ** "a"])
@@ -213,7 +216,7 @@ case("x[a:b] = y", *put({"row": lambda s: (1,), "slice": lambda s: (slice(None),
      fails=[lambda s: (s.x(3, 3) * 1).__setitem__(0, s.x(2)), lambda s: (s.x(3) * 1).__setitem__(5, 1.0)])
 DISTINCT = {k: v for k, v in INDEX.items() if k != "one" and k != "matrix" and k != "after int" and k != "with new"}
 case("x[index] = y, x[mask] = y", *put(DISTINCT, NEW), *put(MASK, NEW), *put(MASK, NEW[:1], "int64"),
-     fails=[lambda s: (s.x(3) * 1).__setitem__([3], 1.0), lambda s: (s.x(3) * 1).__setitem__(s.of([True]), 1.0),
+     fails=[lambda s: s.x(3, dtype="int64").__setitem__([0, 1], s.x(2)), lambda s: (s.x(3) * 1).__setitem__([3], 1.0), lambda s: (s.x(3) * 1).__setitem__(s.of([True]), 1.0),
             lambda s: (s.x(3) * 1).__setitem__([0, 1], s.x(3))])
 
 # ---- methods ----
@@ -251,14 +254,14 @@ case("Tensor.masked_fill", lambda s: s.x(2, 3).masked_fill(s.x(3, dtype="bool"),
 for name in ("any", "all"):
     g = lambda x, *a, n=name: getattr(x, n)(*a)  # noqa: E731
     case(f"Tensor.{name}", *of_each(g, "float64", "int64", "bool", of=[0, 1]), lambda s, g=g: [g(s.x(2, 3, 4, dtype="bool"), *a) for a in [(0,), (-1, True), (1, False)]],
-         lambda s, g=g: (g(s.x(0)), g(s.x(0, 3, dtype="bool"), 0), g(s.x(), 0), g(s.x(), -1)), lambda s, n=name: getattr(s.x(2, 3, dtype="bool"), n)(dim=1, keepdim=True), fails=[lambda s, g=g: g(s.x(3), 1)])
+         lambda s, g=g: (g(s.x(0)), g(s.x(0, 3, dtype="bool"), 0)), lambda s, n=name: getattr(s.x(2, 3, dtype="bool"), n)(dim=1, keepdim=True), lambda s, g=g: (g(s.x(), 0), g(s.x(), -1, True)), fails=[lambda s, g=g: g(s.x(3), 1), lambda s, g=g: g(s.x(), 1)])
 case("Tensor.sum", *of_each(lambda x: (x.sum(), x.sum(1), x.sum((0, 2)), x.sum(-1, True), x.sum(dim=0, keepdim=True)), *ALL), fails=[lambda s: s.x(3).sum(1)], tol=1e-6)
 case("Tensor.mean", *of_each(lambda x: (x.mean(), x.mean(1), x.mean((0, 2)), x.mean(-1, True)), "float64", "float32"),
      fails=[lambda s: s.x(3, dtype="int64").mean(), lambda s: s.x(3).mean(1)], tol=1e-6)
 for name in ("amax", "amin"):
     g = lambda x, n=name: (getattr(x, n)(), getattr(x, n)(1), getattr(x, n)((0, 2)), getattr(x, n)(-1, True))  # noqa: E731
     case(f"Tensor.{name}", *of_each(g, *ALL), *of_each(g, of=[1.0, 2.0]), lambda s, n=name: getattr(s.x(30, of=SPECIAL, grad=False), n)(),
-         lambda s, n=name: (getattr(s.of([-2**63, 2**63 - 1]), n)(), getattr(s.x(), n)(0)), fails=[lambda s, n=name: getattr(s.x(0), n)(), lambda s, n=name: getattr(s.x(3), n)(1)])
+         lambda s, n=name: getattr(s.of([-2**63, 2**63 - 1]), n)(), lambda s, n=name: (getattr(s.x(), n)(0), getattr(s.x(), n)((-1,), True)), fails=[lambda s, n=name: getattr(s.x(0), n)(), lambda s, n=name: getattr(s.x(3), n)(1)])
 for name in ("max", "min"):
     g = lambda x, n=name: (getattr(x, n)(), getattr(x, n)(1), getattr(x, n)(-1, True), getattr(x, n)(dim=0, keepdim=True))  # noqa: E731
     case(f"Tensor.{name}", *of_each(g, *ALL), *of_each(g, of=[1.0, 2.0]), lambda s, n=name: getattr(s.x(5, 6, of=SPECIAL, grad=False), n)(0),
@@ -280,10 +283,11 @@ for name in ("var", "std"):
     g = lambda x, n=name: (getattr(x, n)(), getattr(x, n)(1), getattr(x, n)((0, 2), keepdim=True), getattr(x, n)(False), getattr(x, n)(0, False),  # noqa: E731
                            getattr(x, n)(1, True, True), getattr(x, n)(dim=2, correction=0), getattr(x, n)(unbiased=False))
     case(f"Tensor.{name}", *of_each(g, "float64", "float32"), lambda s, n=name: getattr(s.x(1, grad=False), n)(),
+         lambda s, n=name: (getattr(s.of([2.0, 2.0]), n)(), getattr(s.of([[1.0, 1.0], [3.0, 4.0]]), n)(1), getattr(s.of(2.0, grad=False), n)(0, False)),
          fails=[lambda s, n=name: getattr(s.x(3, dtype="int64"), n)(), lambda s, n=name: getattr(s.x(3), n)(1)], tol=1e-5)
 case("Tensor.norm", *of_each(lambda x: (x.norm(), x.norm(1), x.norm(3), x.norm(INF), x.norm(-INF), x.detach().norm(0), x.norm(2, 1), x.norm(2, (0, 2), True), x.norm("fro")), "float64"),
      lambda s: (s.of([0.0, 0.0]).norm(), s.of([[0.0, 0.0], [3.0, 4.0]]).norm(dim=1), s.x(0).norm(), s.of([1e200, 1e-200], grad=False).norm(INF)),
-     lambda s: s.x(2, 3, dtype="float32").norm(dim=0), lambda s: s.of([INF, 1.0], grad=False).norm(), lambda s: s.of([NAN, 1.0], grad=False).norm(),
+     lambda s: s.x(2, 3, dtype="float32").norm(dim=0), lambda s: (s.x().norm(2, 0), s.x().norm(1, -1, True)), lambda s: s.of([INF, 1.0], grad=False).norm(), lambda s: s.of([NAN, 1.0], grad=False).norm(),
      fails=[lambda s: s.x(3, dtype="int64").norm(), lambda s: s.x(3).norm(2, 1)], tol=1e-6)
 case("Tensor.gather", lambda s: s.x(3, 4).gather(0, s.of([[0, 2, 2], [1, 1, 0]])), lambda s: s.x(3, 4).gather(-1, s.of([[0, 2, 2, 3, 0]])),
      lambda s: s.x(2, 3, 4, 5).gather(1, s.of(np.zeros((2, 5, 2, 2), np.int64))), lambda s: s.x().gather(0, s.of(0)), lambda s: s.x(3, dtype="bool").gather(0, s.of([1, 1])),
@@ -316,7 +320,22 @@ case("Tensor.clone", lambda s: s.x(2, 3).clone())
 case("Tensor.detach", lambda s: s.x(3).detach().requires_grad)
 case("Tensor.contiguous", lambda s: s.x(2, 3).t().contiguous())
 case("Tensor.item, Tensor.tolist", lambda s: [s.of([2.5]).item(), s.of(3).item(), s.of(True).item(), *s.x(2, 2, dtype="int64").tolist(), s.of(2.5).tolist()],
+     lambda s: [s.of(2.5, "bfloat16").item(), s.of([[0.5, 2.0]], "bfloat16").tolist(), float(s.of([2.5], "bfloat16")), int(s.of(2.5, "bfloat16")), bool(s.of(2.5, "bfloat16")), f"{s.of(2.5, 'bfloat16'):.2f}"],
      fails=[lambda s: s.x(2).item()])
+
+
+def with_data(s):
+    """Written through, and set, on a parameter; the gradient stays."""
+    p = s.nn.Parameter(s.x(2, 3, grad=False))
+    (p * p).sum().backward()
+    p.data.mul_(2.0)
+    p.data[0] = 5.0
+    p.data = p.data + 1
+    return [p.detach(), p.data.requires_grad, p.requires_grad, p.grad]
+
+
+case("Tensor.data", with_data, fails=[lambda s: setattr(s.x(3), "data", 1.0)])
+case("Tensor.type_as, .is_cuda", lambda s: (s.x(3).type_as(s.x(2, dtype="float32")), s.x(3, dtype="int64").type_as(s.x()), s.x(3).is_cuda))
 case("Tensor.numel, .dim, .element_size, .is_floating_point", *of_each(lambda x: [x.numel(), x.dim(), x.ndim, x.element_size(), x.is_floating_point()], *ALL, "float16", "bfloat16"))
 case("Tensor.size, .shape, .stride", lambda s: [s.x(2, 3).size(1), tuple(s.x(2, 3).shape), s.x(2, 3).stride(), s.x(2, 3)[1].storage_offset()], fails=[lambda s: s.x(2).size(1)])
 case("Tensor.float, .double, .half, .bfloat16, .long, .int, .bool", *of_each(lambda x: (x.float(), x.double(), x.half(), x.bfloat16(), x.long(), x.int(), x.bool()), *NUMBERS))
@@ -329,7 +348,7 @@ case("Tensor.fill_, Tensor.zero_", lambda s: (s.x(3, grad=False).fill_(2.5), s.x
      fails=[lambda s: s.x(3, dtype="int64").fill_(2**63), lambda s: s.x(3, dtype="uint8").fill_(300), lambda s: s.x(3, dtype="int32").fill_(2**40), lambda s: s.x(3).fill_(1.0)])
 case("Tensor.copy_", lambda s: (s.x(2, 3, grad=False).copy_(s.x(3, grad=False)), s.x(3, dtype="float32", grad=False).copy_(s.of([1, 2, 3]))),
      fails=[lambda s: s.x(3, grad=False).copy_(s.x(2, grad=False)), lambda s: s.x(3).copy_(s.x(3))])
-case("torch.full, .zeros_like, .ones_like, .full_like", lambda s: (s.m.full((2, 3), 1.5), s.m.full((), 7), s.m.full((2,), True), s.m.full((2,), 3, dtype=s.dtype("float64")),
+case("torch.full, .zeros_like, .ones_like, .full_like", lambda s: (s.m.full((2, 3), 1.5), s.m.full((), 7), s.m.full((2,), True), s.m.full((2,), np.int64(3)), s.m.full((2,), 3, dtype=s.dtype("float64")),
      s.m.zeros_like(s.x(2, 3)), s.m.ones_like(s.x(2, dtype="int64")), s.m.full_like(s.x(2), 2.5), s.m.zeros_like(s.x(2), dtype=s.dtype("int64"))))
 case("torch.cat, torch.stack", lambda s: (s.m.cat([s.x(2, 3), s.x(1, 3)]), s.m.cat([s.x(2, 3), s.x(2, 1)], dim=1), s.m.stack([s.x(3), s.x(3)], dim=1)),
      fails=[lambda s: s.m.cat([s.x(2, 3), s.x(2, 2)]), lambda s: s.m.stack([s.x(2), s.x(3)])])
@@ -469,6 +488,57 @@ def hashed(s):
     return [len({a, b, a}), table[a], table[b], hash(a) == hash(a), a in {a}, a in {b}, a in [a]]
 
 
+@own("nn.Module (buffers)")
+def buffers(s):
+    """forward() may set a registered buffer anew; it is saved, and found by its name."""
+    class Mean(s.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", s.of([0.0, 0.0], grad=False))
+
+        def forward(self, x):
+            self.mean = 0.5 * self.mean + 0.5 * x.detach().mean(0)
+            return x - self.mean
+
+    net = Mean()
+    y = net(s.of([[1.0, 3.0], [3.0, 5.0]]))
+    return [y, net.mean, net.state_dict()["mean"], [n for n, _ in net.named_buffers()]]
+
+
+@own("nn.Module.zero_grad, optimizer.zero_grad")
+def zeroed(s):
+    opt_module = torch.optim if s.is_torch else asenpp.optim
+    result = []
+    for none in (True, False):
+        net = model(s)
+        opt = opt_module.SGD(net.parameters(), lr=0.1)
+        for forget in (net.zero_grad, opt.zero_grad):
+            forget(set_to_none=none)
+            net(s.x(2, 3, dtype="float32", grad=False)).sum().backward()
+            forget(set_to_none=none)
+            result += [p.grad is None or float(p.grad.abs().sum()) for p in net.parameters()]
+    return result
+
+
+@own("nn.Sequential, nn.ModuleList, nn.ModuleDict")
+def containers(s):
+    """Slices are containers themselves, and keep the modules."""
+    net = model(s).append(s.nn.ReLU())
+    part, modules = net[1:], s.nn.ModuleList([net[0]]).extend([net[1], net[2]])
+    table = s.nn.ModuleDict({"a": net[0]})
+    table.update({"b": net[1], "a": net[2]})
+    return [type(part).__name__, len(part), part[0] is net[1], [n for n, _ in part.named_children()], part(s.of(np.ones((2, 4)), "float32")).shape == (2, 2),
+            type(modules[:2]).__name__, len(modules), modules[1:][0] is net[1], list(table.keys()), table["a"] is net[2], len(net), len(net[::2])]
+
+
+@own("nn.ReLU, F.relu, nn.Flatten")
+def layers(s):
+    """In place the result is the input, and part of the graph."""
+    x = s.x(2, 3, 4)
+    y, z = x * 2, x * 3
+    return [s.nn.ReLU(inplace=True)(y) is y, y, s.F.relu(z, inplace=True) is z, z, s.nn.ReLU()(x), s.nn.Flatten()(x), s.nn.Flatten(0, 1)(x), s.nn.Flatten(0)(x)]
+
+
 @own("F.leaky_relu, F.elu, F.silu, nn.LeakyReLU")
 def activations(s):
     x = s.x(20, of=[-3.0, -0.5, 0.0, 0.25, 4.0])
@@ -592,6 +662,36 @@ def test_the_comparison_can_fail():
                   lambda s: 1 if s.is_torch else 1.0):
         with pytest.raises(AssertionError):
             compare("sum", wrong, 1e-9)
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x % np.float32(2), lambda x: np.float32(2) % x, lambda x: x % 2.0])
+def test_remainders_of_floats_are_refused(wrong):
+    """NumPy would answer with an array, and lose the gradient, where the tensor declines."""
+    with pytest.raises(TypeError, match="% is for integers"):
+        wrong(asenpp.ones(3))
+
+
+def test_numbers_that_a_dtype_lacks_are_refused_by_tensor():
+    """As by torch.tensor; an array is converted as NumPy does."""
+    for dtype, number in (("uint8", 256), ("uint8", -1), ("int32", 2**31)):
+        with pytest.raises(ValueError, match=dtype):
+            asenpp.tensor([0, number], dtype=dtype)
+    assert asenpp.tensor([0, 255], dtype="uint8").tolist() == [0, 255]
+
+
+def test_a_buffer_keeps_no_history():
+    """Set to the result of an op, it says what to write instead; the wrong shape of `data`, too."""
+    net = nn.Module()
+    net.register_buffer("mean", asenpp.zeros(2))
+    with pytest.raises(ValueError, match="detach"):
+        net.mean = asenpp.ones(2, requires_grad=True) * 2
+    with pytest.raises(ValueError, match="new tensor"):
+        net.mean.data = asenpp.zeros(3)
+    assert net.mean.tolist() == [0, 0]
+
+
+def test_tensors_of_16_bits_show_their_values():
+    assert "[1.5" in repr(asenpp.tensor([1.5, 2]).bfloat16()) and "[1.5" in repr(asenpp.tensor([1.5, 2]).half())
 
 
 def test_the_order_of_nan():

@@ -61,9 +61,9 @@ def batch_norm(x: Tensor, running_mean: Tensor, running_var: Tensor, weight: Ten
                             groups=groups, momentum=momentum, eps=eps, relu=relu)[0]
 
 
-def relu(x: Tensor) -> Tensor:
-    """max(x, 0), element by element."""
-    return _asen.relu(x)
+def relu(x: Tensor, inplace: bool = False) -> Tensor:
+    """max(x, 0), element by element; inplace: written over x, as x.relu_()."""
+    return x.relu_() if inplace else _asen.relu(x)
 
 
 def leaky_relu(x: Tensor, negative_slope: float = 0.01) -> Tensor:

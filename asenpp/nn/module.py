@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
 from .._asen import Tensor
 from .hooks import Hooks, RemovableHandle
-from .parameter import Buffer, Parameter
+from .parameter import Buffer, Parameter, forget_grad
 
 __all__ = ["Module", "Sequential", "ModuleList", "ModuleDict", "LoadReport", "RemovableHandle"]
 
@@ -59,6 +59,11 @@ class Module:
         if kind is None and registered and value is None:
             self.__dict__[registered[0]][name] = None
             return
+        if registered == ["_buffers"] and isinstance(value, Tensor) and kind is None:
+            if not value.is_leaf:
+                raise ValueError(f"{type(self).__name__}.{name} is a buffer, which keeps no history: set it to "
+                                 "detach() of this result of an op")
+            kind, value = "_buffers", Buffer(value.detach())
         if kind is None and registered:
             raise TypeError(f"{type(self).__name__}.{name} is registered: it can be set to a Parameter, Buffer, "
                             f"Module or None, not {type(value).__name__}")
@@ -168,10 +173,10 @@ class Module:
             parameter.requires_grad_(on)
         return self
 
-    def zero_grad(self) -> None:
-        """Forgets all gradients."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets all gradients; with set_to_none=False they become zeros instead."""
         for parameter in self.parameters():
-            parameter.grad = None
+            forget_grad(parameter, set_to_none)
 
     def to(self, *targets: str | None, dtype: str | None = None, device: str | None = None) -> "Module":
         """Converts or moves parameters and buffers: to("float64"), to(device="cuda").
@@ -336,7 +341,10 @@ class Module:
 
 
 class Sequential(Module):
-    """Modules called one after the other: Sequential(a, b, ...) or Sequential({"name": a, ...})."""
+    """Modules called one after the other: Sequential(a, b, ...) or Sequential({"name": a, ...}).
+
+    net[i] is a module, net[a:b] a Sequential of those, under the same names.
+    """
 
     def __init__(self, *modules: Any):
         super().__init__()
@@ -355,12 +363,24 @@ class Sequential(Module):
     def __iter__(self) -> Iterator[Module]:
         return iter(self._modules.values())
 
-    def __getitem__(self, i: int) -> Module:
+    @overload
+    def __getitem__(self, i: int) -> Module: ...
+    @overload
+    def __getitem__(self, i: slice) -> "Sequential": ...
+
+    def __getitem__(self, i: int | slice) -> Module:
+        if isinstance(i, slice):
+            return Sequential(dict(list(self._modules.items())[i]))
         return list(self._modules.values())[i]
+
+    def append(self, module: Module) -> "Sequential":
+        """One more module at the end, named by its place."""
+        self.add_module(str(len(self._modules)), module)
+        return self
 
 
 class ModuleList(Module):
-    """A list of modules, named by their places."""
+    """A list of modules, named by their places. modules[i] is one, modules[a:b] a ModuleList."""
 
     def __init__(self, modules: Any = ()):
         super().__init__()
@@ -368,7 +388,14 @@ class ModuleList(Module):
             self.append(module)
 
     def append(self, module: Module) -> "ModuleList":
+        """One more module at the end."""
         self.add_module(str(len(self._modules)), module)
+        return self
+
+    def extend(self, modules: Iterable[Module]) -> "ModuleList":
+        """More modules at the end."""
+        for module in modules:
+            self.append(module)
         return self
 
     def __len__(self) -> int:
@@ -377,8 +404,14 @@ class ModuleList(Module):
     def __iter__(self) -> Iterator[Module]:
         return iter(self._modules.values())
 
-    def __getitem__(self, i: int) -> Module:
-        return list(self._modules.values())[i]
+    @overload
+    def __getitem__(self, i: int) -> Module: ...
+    @overload
+    def __getitem__(self, i: slice) -> "ModuleList": ...
+
+    def __getitem__(self, i: int | slice) -> Module:
+        found = list(self._modules.values())[i]
+        return ModuleList(found) if isinstance(i, slice) else found
 
 
 class ModuleDict(Module):
@@ -406,6 +439,11 @@ class ModuleDict(Module):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._modules)
+
+    def update(self, modules: Mapping[str, Module]) -> None:
+        """Adds modules by name, or puts them in the place of those that have the name."""
+        for name, module in modules.items():
+            self.add_module(name, module)
 
     def keys(self) -> Any:
         return self._modules.keys()

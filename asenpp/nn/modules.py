@@ -144,10 +144,17 @@ class Dropout(Module):
 
 
 class ReLU(Module):
-    """max(x, 0), of any shape."""
+    """max(x, 0), of any shape. inplace: written over x, which is part of the graph."""
+
+    def __init__(self, inplace: bool = False):
+        super().__init__()
+        self.inplace = inplace
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x)
+        return F.relu(x, self.inplace)
+
+    def extra_repr(self) -> str:
+        return "inplace=True" if self.inplace else ""
 
 
 class LeakyReLU(Module):
@@ -225,10 +232,14 @@ class Identity(Module):
 
 
 class Flatten(Module):
-    """(N, ...) to (N, the product of the rest)."""
+    """(N, ...) to (N, the product of the rest); in general the dims from start_dim to end_dim become one."""
+
+    def __init__(self, start_dim: int = 1, end_dim: int = -1):
+        super().__init__()
+        self.start_dim, self.end_dim = start_dim, end_dim
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1)
+        return x.flatten(self.start_dim, self.end_dim)
 
 
 class CrossEntropyLoss(Module):

@@ -7,7 +7,7 @@ from typing import Any
 from .. import _asen
 from .._asen import Tensor
 
-__all__ = ["Parameter", "Buffer"]
+__all__ = ["Parameter", "Buffer", "forget_grad"]
 
 
 class Parameter(Tensor):
@@ -35,3 +35,11 @@ class Buffer(Tensor):
 
     def __new__(cls, data: Any) -> "Buffer":
         return super().__new__(cls, _asen.owned(data))
+
+
+def forget_grad(parameter: Tensor, set_to_none: bool) -> None:
+    """No gradient, or with set_to_none=False zeros where there is one (whose memory stays)."""
+    if set_to_none:
+        parameter.grad = None
+    elif parameter.grad is not None:
+        parameter.grad.detach().zero_()

@@ -14,6 +14,7 @@ import numpy as np
 
 from .. import _asen
 from .._asen import Tensor
+from ..nn.parameter import forget_grad
 
 __all__ = ["Optimizer", "SGD", "Adam", "AdamW"]
 
@@ -64,11 +65,11 @@ class Optimizer:
             if not 0 <= beta < 1:
                 raise ValueError(f"{type(self).__name__}: betas[{i}] is {beta}: it must be in [0, 1)")
 
-    def zero_grad(self) -> None:
-        """Forgets the gradients."""
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients; with set_to_none=False they become zeros instead."""
         for group in self.param_groups:
             for p in group["params"]:
-                p.grad = None
+                forget_grad(p, set_to_none)
 
     def step(self) -> None:
         """Moves all parameters that have a gradient."""

@@ -264,6 +264,19 @@ static PyObject *method_array(PyObject *self, PyObject *args, PyObject *kwargs)
     return array;
 }
 
+static PyObject *convert(PyObject *self, asen_dtype dtype);
+
+/* A read-only array of the values; bfloat16, which NumPy lacks, in float32, which holds all of them. */
+static PyObject *values(PyObject *self)
+{
+    PyObject *known = self_tensor(self)->dtype == ASEN_BF16 ? convert(self, ASEN_F32) : Py_NewRef(self);
+    PyObject *host = known == NULL ? NULL : to_host(known);
+    PyObject *array = host == NULL ? NULL : asen_py_to_numpy(host, false);
+    Py_XDECREF(known);
+    Py_XDECREF(host);
+    return array;
+}
+
 static PyObject *method_item(PyObject *self, PyObject *unused)
 {
     if (asen_tensor_count(self_tensor(self)) != 1) {
@@ -271,20 +284,16 @@ static PyObject *method_item(PyObject *self, PyObject *unused)
                      ASEN_SHAPE_TEXT(self_tensor(self)));
         return NULL;
     }
-    PyObject *host = to_host(self);
-    PyObject *array = host == NULL ? NULL : asen_py_to_numpy(host, false);
+    PyObject *array = values(self);
     PyObject *value = array == NULL ? NULL : PyObject_CallMethod(array, "item", NULL);
-    Py_XDECREF(host);
     Py_XDECREF(array);
     return value;
 }
 
 static PyObject *method_tolist(PyObject *self, PyObject *unused)
 {
-    PyObject *host = to_host(self);
-    PyObject *array = host == NULL ? NULL : asen_py_to_numpy(host, false);
+    PyObject *array = values(self);
     PyObject *value = array == NULL ? NULL : PyObject_CallMethod(array, "tolist", NULL);
-    Py_XDECREF(host);
     Py_XDECREF(array);
     return value;
 }
@@ -597,20 +606,12 @@ static PyObject *repr(PyObject *self)
 {
     asen_tensor *t = self_tensor(self);
     const char *grad = !asen_tape_wants_grad(t) ? "" : asen_tape_is_leaf(t) ? ", requires_grad=True" : ", grad_fn";
-    PyObject *host = to_host(self), *array = NULL, *text = NULL, *result = NULL;
-    if (host != NULL && t->dtype != ASEN_F16 && t->dtype != ASEN_BF16)
-        array = asen_py_to_numpy(host, false);
-    else
-        PyErr_Clear();
+    PyObject *array = values(self), *result = NULL;
     PyErr_Clear();
-    if (array != NULL)
-        text = PyObject_Str(array);
-    else
-        text = PyUnicode_FromString("...");
+    PyObject *text = array != NULL ? PyObject_Str(array) : PyUnicode_FromString("...");
     if (text != NULL)
         result = PyUnicode_FromFormat("tensor(%U, shape=%s, dtype=%s, device=%s%s)", text, ASEN_SHAPE_TEXT(t),
                                       asen_dtype_name(t->dtype), t->storage->device->name, grad);
-    Py_XDECREF(host);
     Py_XDECREF(array);
     Py_XDECREF(text);
     return result;
