@@ -37,8 +37,8 @@ def tensor(data: Any, dtype: str | None = None, device: str = "cpu", requires_gr
     if isinstance(data, Tensor):
         data = _asen.to_numpy_readonly(data.detach().to(device="cpu"))
     array = np.array(data)
-    if not hasattr(data, "dtype") and array.dtype == np.float64:
-        array = array.astype(np.float32)
+    if dtype is None and not hasattr(data, "dtype") and array.dtype == np.float64:
+        dtype = "float32"
     if dtype in ("uint8", "int32") and array.dtype.kind in "iu" and array.size and not hasattr(data, "dtype"):
         low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
         if array.min() < low or array.max() > high:
@@ -93,7 +93,8 @@ def randn(*size: Any, dtype: str = "float32", device: str = "cpu", requires_grad
 def arange(*bounds: Any, dtype: str | None = None, device: str = "cpu") -> Tensor:
     """arange(stop), arange(start, stop) or arange(start, stop, step): int64, or float32 where a bound is a float."""
     array = np.arange(*bounds)
-    return _finished(array.astype(np.float32 if array.dtype.kind == "f" else np.int64), dtype, device, False)
+    dtype = dtype or ("float32" if array.dtype.kind == "f" else "int64")
+    return _finished(array, dtype, device, False)
 
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:

@@ -679,6 +679,15 @@ def test_numbers_that_a_dtype_lacks_are_refused_by_tensor():
     assert asenpp.tensor([0, 255], dtype="uint8").tolist() == [0, 255]
 
 
+@needs_torch
+@pytest.mark.parametrize("make", [lambda m, d: m.tensor([0.1, 1e300], dtype=d), lambda m, d: m.tensor(0.1, dtype=d), lambda m, d: m.tensor([2**53 + 1, 0.5], dtype=d),
+                                  lambda m, d: m.arange(0, 1, 0.1, dtype=d), lambda m, d: m.full((2,), 0.1, dtype=d), lambda m, d: m.tensor([True, False], dtype=d)])
+def test_numbers_go_to_the_dtype_that_is_asked_for_without_a_rounding_between(make):
+    """A float64 of Python's floats is not one of their float32."""
+    assert make(asenpp, "float64").tolist() == make(torch, torch.float64).tolist()
+    assert make(asenpp, "float64").dtype == "float64"
+
+
 def test_a_buffer_keeps_no_history():
     """Set to the result of an op, it says what to write instead; the wrong shape of `data`, too."""
     net = nn.Module()

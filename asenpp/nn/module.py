@@ -410,8 +410,9 @@ class ModuleList(Module):
     def __getitem__(self, i: slice) -> "ModuleList": ...
 
     def __getitem__(self, i: int | slice) -> Module:
-        found = list(self._modules.values())[i]
-        return ModuleList(found) if isinstance(i, slice) else found
+        if isinstance(i, slice):
+            return ModuleList(list(self._modules.values())[i])
+        return list(self._modules.values())[i]
 
 
 class ModuleDict(Module):
