@@ -16,7 +16,8 @@ from . import random as _random
 from .modes import Mode
 
 __all__ = ["tensor", "zeros", "ones", "full", "zeros_like", "ones_like", "full_like", "randn", "arange", "cat", "stack",
-           "where", "maximum", "minimum", "no_grad", "manual_seed", "set_num_threads", "get_num_threads", "memory_stats"]
+           "where", "maximum", "minimum", "no_grad", "enable_grad", "set_grad_enabled", "is_grad_enabled",
+           "manual_seed", "set_num_threads", "get_num_threads", "memory_stats"]
 
 
 def _finished(array: np.ndarray, dtype: str | None, device: str, requires_grad: bool) -> Tensor:
@@ -137,6 +138,33 @@ class no_grad(Mode):
 
     def __init__(self, function: None = None) -> None:
         super().__init__(_asen.is_grad_enabled, _asen.set_grad_enabled, False)
+
+
+class enable_grad(Mode):
+    """`with enable_grad():` (or `@enable_grad()`) within no_grad(): what is computed is recorded, in this thread."""
+
+    def __init__(self) -> None:
+        super().__init__(_asen.is_grad_enabled, _asen.set_grad_enabled, True)
+
+
+class set_grad_enabled:
+    """set_grad_enabled(False): from here on nothing is recorded, in this thread; True: it is.
+
+    `with set_grad_enabled(training):` lasts for the block; what was before comes back at its end.
+    """
+
+    def __init__(self, mode: bool) -> None:
+        self._before = _asen.is_grad_enabled()
+        _asen.set_grad_enabled(bool(mode))
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *exception: Any) -> None:
+        _asen.set_grad_enabled(self._before)
+
+
+is_grad_enabled: Callable[[], bool] = _asen.is_grad_enabled
 
 
 def manual_seed(seed: int) -> None:

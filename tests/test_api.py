@@ -1,5 +1,6 @@
 """The public API: every name is where it is said to be, says what it does, and costs nothing to import."""
 
+import builtins
 import importlib
 import inspect
 import subprocess
@@ -181,4 +182,5 @@ def test_stub_of_the_package_names_what_the_package_offers():
             names |= {alias.asname for alias in node.names if alias.asname}
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             names.add(node.target.id)
-    assert names - {"__all__"} == set(asenpp.__all__)
+    assert names - {"__all__"} == {"__version__", *asenpp._PUBLIC}
+    assert set(asenpp._PUBLIC) - set(asenpp.__all__) == set(asenpp._SHADOWS) & set(dir(builtins))

@@ -350,6 +350,43 @@ case("Tensor.copy_", lambda s: (s.x(2, 3, grad=False).copy_(s.x(3, grad=False)),
      fails=[lambda s: s.x(3, grad=False).copy_(s.x(2, grad=False)), lambda s: s.x(3).copy_(s.x(3))])
 case("torch.full, .zeros_like, .ones_like, .full_like", lambda s: (s.m.full((2, 3), 1.5), s.m.full((), 7), s.m.full((2,), True), s.m.full((2,), np.int64(3)), s.m.full((2,), 3, dtype=s.dtype("float64")),
      s.m.zeros_like(s.x(2, 3)), s.m.ones_like(s.x(2, dtype="int64")), s.m.full_like(s.x(2), 2.5), s.m.zeros_like(s.x(2), dtype=s.dtype("int64"))))
+ONE = ("abs amax amin any all argmax argmin argsort clone exp flatten isfinite isinf isnan log logical_not max mean min neg nonzero norm numel relu sigmoid "
+       "sort sqrt squeeze std sum tanh unbind var")
+MORE = {"add": (2.0,), "sub": (2.0,), "mul": (2.0,), "div": (2.0,), "eq": (1.5,), "ne": (1.5,), "lt": (1.5,), "le": (1.5,), "gt": (1.5,), "ge": (1.5,), "chunk": (2,),
+        "clamp": (0.6, 1.6), "softmax": (1,), "log_softmax": (1,), "narrow": (1, 0, 2), "permute": ((1, 0),), "pow": (2,), "reshape": ((3, 2),), "split": (1,), "topk": (2,),
+        "transpose": (0, 1), "unsqueeze": (0,)}
+case("torch.exp(x), torch.sum(x, dim), …",
+     *[lambda s, n=name: getattr(s.m, n)(s.x(2, 3, of=[0.5, 1.5, 2.0, 4.0])) for name in ONE.split()], *[lambda s, n=n, a=a: getattr(s.m, n)(s.x(2, 3), *a) for n, a in MORE.items()],
+     lambda s: (s.m.sum(s.x(2, 3), dim=1), s.m.max(s.x(2, 3), dim=1), s.m.max(s.x(3), s.x(3)), s.m.mean(s.x(2, 3), 0, keepdim=True), s.m.matmul(s.x(2, 3), s.x(3, 2))),
+     lambda s: (s.m.gather(s.x(2, 3), 1, s.of([[0], [2]])), s.m.masked_fill(s.x(3), s.of([True, False, True]), 0.0), s.m.sign(s.x(3, grad=False))),
+     fails=[lambda s: s.m.exp([1.0]), lambda s: s.m.sum(s.x(3), dim=1)], tol=1e-9)
+DTYPES = "float16 half bfloat16 float32 float float64 double uint8 int32 int int64 long bool".split()
+case("torch.float32, .float, .long, …", lambda s: [str(getattr(s.m, n)).removeprefix("torch.") for n in DTYPES], lambda s: [s.x(2, dtype="float32").dtype == s.m.float, s.x(2).bool().dtype == s.m.bool],
+     lambda s: s.m.zeros(2, dtype=s.m.long), lambda s: s.m.tensor([1, 0], dtype=s.m.bool), lambda s: s.x(2).to(s.m.float32))
+
+
+def switches(s):
+    """Within, after, nested, and as a call; an error restores what was before."""
+    seen = []
+    with s.m.no_grad():
+        with s.m.enable_grad():
+            seen.append(s.m.is_grad_enabled())
+        with s.m.set_grad_enabled(True):
+            seen.append((s.x(2) * 2).requires_grad)
+            with pytest.raises(KeyError):
+                with s.m.set_grad_enabled(False):
+                    raise KeyError
+            seen.append(s.m.is_grad_enabled())
+        seen.append(s.m.is_grad_enabled())
+    try:
+        s.m.set_grad_enabled(False)
+        seen.append((s.x(2) * 2).requires_grad)
+    finally:
+        s.m.set_grad_enabled(True)
+    return [*seen, s.m.is_grad_enabled()]
+
+
+case("torch.enable_grad, .set_grad_enabled, .is_grad_enabled", switches)
 case("torch.cat, torch.stack", lambda s: (s.m.cat([s.x(2, 3), s.x(1, 3)]), s.m.cat([s.x(2, 3), s.x(2, 1)], dim=1), s.m.stack([s.x(3), s.x(3)], dim=1)),
      fails=[lambda s: s.m.cat([s.x(2, 3), s.x(2, 2)]), lambda s: s.m.stack([s.x(2), s.x(3)])])
 
