@@ -532,6 +532,7 @@ def buffers(s):
         def __init__(self):
             super().__init__()
             self.register_buffer("mean", s.of([0.0, 0.0], grad=False))
+            self.register_buffer("grid", s.of([1.0], grad=False), persistent=False)
 
         def forward(self, x):
             self.mean = 0.5 * self.mean + 0.5 * x.detach().mean(0)
@@ -539,7 +540,12 @@ def buffers(s):
 
     net = Mean()
     y = net(s.of([[1.0, 3.0], [3.0, 5.0]]))
-    return [y, net.mean, net.state_dict()["mean"], [n for n, _ in net.named_buffers()]]
+    twins = copy.deepcopy(net), copy.copy(net)
+    loaded = net.load_state_dict(net.state_dict())
+    with pytest.raises((KeyError, RuntimeError)):
+        net.load_state_dict({**net.state_dict(), "grid": net.grid})
+    return [y, net.mean, net.state_dict()["mean"], [n for n, _ in net.named_buffers()], [list(t.state_dict()) for t in (net, *twins)] == [["mean"]] * 3,
+            list(net.state_dict()), bool(loaded), net.double().grid.dtype == s.dtype("float64")]
 
 
 @own("nn.Module.zero_grad, optimizer.zero_grad")
@@ -734,6 +740,14 @@ def test_a_buffer_keeps_no_history():
     with pytest.raises(ValueError, match="new tensor"):
         net.mean.data = asenpp.zeros(3)
     assert net.mean.tolist() == [0, 0]
+
+
+def test_modules_pickled_before_buffers_could_be_left_out_load():
+    """Such a pickle knows nothing of which buffers are saved: all are."""
+    net = nn.BatchNorm2d(2)
+    net.__dict__.pop("_unsaved", None)
+    twin = pickle.loads(pickle.dumps(net))
+    assert list(twin.state_dict()) == list(net.state_dict()) and "running_mean" in twin.state_dict()
 
 
 def test_tensors_of_16_bits_show_their_values():

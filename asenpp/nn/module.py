@@ -96,9 +96,14 @@ class Module:
             raise TypeError(f"{name}: a Parameter is wanted, not {type(parameter).__name__}")
         self._parameters[name] = parameter
 
-    def register_buffer(self, name: str, tensor: Tensor | None) -> None:
-        """Registers a tensor that is saved and moved with the module but not learned."""
+    def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
+        """Registers a tensor that is saved and moved with the module but not learned.
+
+        persistent: False leaves it out of state dicts, which then neither hold nor want it.
+        """
         self._buffers[name] = tensor if tensor is None or isinstance(tensor, Buffer) else Buffer(tensor)
+        unsaved = set(self.__dict__.get("_unsaved", ()))
+        object.__setattr__(self, "_unsaved", unsaved - {name} if persistent else unsaved | {name})
 
     def add_module(self, name: str, module: "Module | None") -> None:
         if module is not None and not isinstance(module, Module):
@@ -143,10 +148,12 @@ class Module:
             if module is not None:
                 yield from module._named_modules(f"{prefix}.{name}" if prefix else name)
 
-    def _named(self, registry: str, prefix: str) -> Iterator[tuple[str, Any]]:
+    def _named(self, registry: str, prefix: str, saved: bool = False) -> Iterator[tuple[str, Any]]:
+        """All of a registry, in this module and below; saved: what state dicts hold alone."""
         for path, module in self._named_modules(prefix):
+            unsaved = module.__dict__.get("_unsaved", ()) if saved and registry == "_buffers" else ()
             for name, tensor in module.__dict__[registry].items():
-                if tensor is not None:
+                if tensor is not None and name not in unsaved:
                     yield f"{path}.{name}" if path else name, tensor
 
     def apply(self, function: Callable[["Module"], Any]) -> "Module":
@@ -242,7 +249,7 @@ class Module:
     def _collect(self, state: dict[str, Tensor], prefix: str) -> None:
         for registry in (self._parameters, self._buffers):
             for name, tensor in registry.items():
-                if tensor is not None:
+                if tensor is not None and not (registry is self._buffers and name in self.__dict__.get("_unsaved", ())):
                     state[prefix + name] = tensor.detach()
         for name, module in self._modules.items():
             if module is not None:
@@ -258,7 +265,7 @@ class Module:
         Raises ValueError for a shape that differs, naming the key and both shapes, and KeyError where
         strict is not kept. Nothing is changed then.
         """
-        targets = {**dict(self._named("_parameters", "")), **dict(self._named("_buffers", ""))}
+        targets = {**dict(self._named("_parameters", "")), **dict(self._named("_buffers", "", saved=True))}
         report = LoadReport([name for name in state if name in targets],
                             [name for name in targets if name not in state],
                             [str(name) for name in state if name not in targets])
