@@ -109,9 +109,10 @@ class Tensor:
     def tolist(self) -> Any:
         """The values as nested lists."""
 
-    def to(self, target: str | None = None, dtype: str | None = None, device: str | None = None) -> Tensor:
-        """to(dtype or device): the tensor converted or moved; itself where nothing changes. Gradients flow back, also
-        between devices.
+    def to(self, target: str | Tensor | None = None, dtype: str | None = None, device: str | None = None, *,
+           non_blocking: builtins.bool = False, copy: builtins.bool = False) -> Tensor:
+        """to(dtype, device or tensor whose both are meant): the tensor converted or moved; itself where nothing
+        changes, but for copy=True. Gradients flow back, also between devices.
         """
 
     def float(self) -> Tensor:
@@ -496,7 +497,7 @@ class Tensor:
     def cpu(self) -> Tensor:
         """to('cpu')."""
 
-    def cuda(self) -> Tensor:
+    def cuda(self, *, non_blocking: builtins.bool = False) -> Tensor:
         """to('cuda')."""
 
     def dim(self) -> builtins.int:

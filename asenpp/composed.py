@@ -556,7 +556,7 @@ def cpu(self: Tensor) -> Tensor:
     return self.to(device="cpu")
 
 
-def cuda(self: Tensor) -> Tensor:
+def cuda(self: Tensor, *, non_blocking: bool = False) -> Tensor:
     """to('cuda')."""
     return self.to(device="cuda")
 

@@ -81,7 +81,7 @@ __new__(cls, data: Any) -> Self
 numpy(self) -> NDArray[Any]
 item(self) -> Any
 tolist(self) -> Any
-to(self, target: str | None = None, dtype: str | None = None, device: str | None = None) -> Tensor
+to(self, target: str | Tensor | None = None, dtype: str | None = None, device: str | None = None, *, non_blocking: bool = False, copy: bool = False) -> Tensor
 float(self) -> Tensor
 double(self) -> Tensor
 half(self) -> Tensor

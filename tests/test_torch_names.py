@@ -339,7 +339,10 @@ case("Tensor.type_as, .is_cuda", lambda s: (s.x(3).type_as(s.x(2, dtype="float32
 case("Tensor.numel, .dim, .element_size, .is_floating_point", *of_each(lambda x: [x.numel(), x.dim(), x.ndim, x.element_size(), x.is_floating_point()], *ALL, "float16", "bfloat16"))
 case("Tensor.size, .shape, .stride", lambda s: [s.x(2, 3).size(1), tuple(s.x(2, 3).shape), s.x(2, 3).stride(), s.x(2, 3)[1].storage_offset()], fails=[lambda s: s.x(2).size(1)])
 case("Tensor.float, .double, .half, .bfloat16, .long, .int, .bool", *of_each(lambda x: (x.float(), x.double(), x.half(), x.bfloat16(), x.long(), x.int(), x.bool()), *NUMBERS))
-case("Tensor.to", *of_each(lambda x: [x.to("cpu") is x], "float64"), lambda s: (s.x(3).to(s.dtype("float32")), s.x(3).to(dtype=s.dtype("int64")), s.x(3).to("cpu", s.dtype("float32"))))
+case("Tensor.to", *of_each(lambda x: [x.to("cpu") is x], "float64"), lambda s: (s.x(3).to(s.dtype("float32")), s.x(3).to(dtype=s.dtype("int64")), s.x(3).to("cpu", s.dtype("float32"))),
+     lambda s: (s.x(3).to(s.x(2, dtype="float32")), s.x(3).to("cpu", non_blocking=True), s.x(3).to(dtype=s.dtype("float32"), non_blocking=True)),
+     *of_each(lambda x: [x.to("cpu", copy=True) is x, x.to(x) is x, x.to(x, copy=True) is x], "float64"), lambda s: s.x(2, 3).to("cpu", copy=True),
+     fails=[lambda s: s.x(3).to(s.x(3), dtype=s.dtype("int64")), lambda s: s.x(3).to("cpu", device="cpu"), lambda s: s.x(3).to(s.dtype("int64"), dtype=s.dtype("int64")), lambda s: s.x(3).to(None, 3)])
 case("Tensor.cpu", lambda s: [s.x(3).cpu().device == ("cpu" if not s.is_torch else torch.device("cpu"))])
 case("Tensor.cuda", fails=[lambda s: s.x(3).cuda()])
 case("Tensor.new_full, .new_zeros, .new_ones", lambda s: (s.x(2, dtype="float32").new_full((2, 3), 1.5), s.x(2).new_zeros(2, 3), s.x(2).new_zeros((2,)), s.x(2, dtype="int64").new_ones(3),

@@ -298,24 +298,41 @@ static PyObject *method_tolist(PyObject *self, PyObject *unused)
     return value;
 }
 
-/* to('float64'), to('cuda'), to(dtype=..., device=...): a name is a dtype if it is one. */
+/* to('float64'), to('cuda'), to(tensor), to(dtype=..., device=...): a name is a dtype if it is one. non_blocking is
+ * accepted, and nothing to do: copies are ordered by the queue of the device. */
 static PyObject *method_to(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"target", "dtype", "device", NULL};
+    static char *names[] = {"target", "dtype", "device", "non_blocking", "copy", NULL};
     PyObject *target = Py_None, *dtype_name = Py_None, *device_name = Py_None;
+    int non_blocking = 0, copy = 0;
     asen_py_state *state = asen_py_state_of_tensor(self);
     asen_tensor *tensor = self_tensor(self), *moved;
     asen_dtype dtype = tensor->dtype;
     asen_device *device = tensor->storage->device;
-    if (state == NULL || !PyArg_ParseTupleAndKeywords(args, kwargs, "|OOO:to", names, &target, &dtype_name, &device_name))
+    if (state == NULL || !PyArg_ParseTupleAndKeywords(args, kwargs, "|OOO$pp:to", names, &target, &dtype_name, &device_name,
+                                                      &non_blocking, &copy))
         return NULL;
     if (target != Py_None) {
-        if (asen_py_dtype(target, &dtype) == 0) {
-            target = Py_None;
+        if (PyObject_TypeCheck(target, state->tensor_type)) {
+            if (dtype_name != Py_None || device_name != Py_None) {
+                PyErr_SetString(PyExc_TypeError, "to: a tensor says both dtype and device: give it alone");
+                return NULL;
+            }
+            dtype = self_tensor(target)->dtype;
+            device = self_tensor(target)->storage->device;
+        } else if (asen_py_dtype(target, &dtype) == 0) {
+            if (dtype_name != Py_None) {
+                PyErr_SetString(PyExc_TypeError, "to: the dtype is given twice");
+                return NULL;
+            }
         } else if (!PyErr_ExceptionMatches(PyExc_ValueError)) {
             return NULL;
         } else {
             PyErr_Clear();
+            if (device_name != Py_None) {
+                PyErr_SetString(PyExc_TypeError, "to: the device is given twice");
+                return NULL;
+            }
             device_name = target;
         }
     }
@@ -331,7 +348,7 @@ static PyObject *method_to(PyObject *self, PyObject *args, PyObject *kwargs)
         if (asen_py_device(name, &device) < 0)
             return NULL;
     }
-    if (dtype == tensor->dtype && device == tensor->storage->device)
+    if (dtype == tensor->dtype && device == tensor->storage->device && !copy)
         return Py_NewRef(self);
     if (device == tensor->storage->device) {
         asen_attrs attrs = {.copy = {.dtype = dtype}};
@@ -531,7 +548,7 @@ PyMethodDef asen_py_tensor_methods[] = {
     {"__dlpack_device__", method_dlpack_device, METH_NOARGS, NULL},
     {"item", method_item, METH_NOARGS, "The one element as a Python number."},
     {"tolist", method_tolist, METH_NOARGS, "The values as nested lists."},
-    {"to", (PyCFunction)(void (*)(void))method_to, METH_VARARGS | METH_KEYWORDS, "to(dtype or device): the tensor converted or moved; itself where nothing changes. Gradients flow back, also between devices."},
+    {"to", (PyCFunction)(void (*)(void))method_to, METH_VARARGS | METH_KEYWORDS, "to(dtype, device or tensor whose both are meant): the tensor converted or moved; itself where nothing changes, but for copy=True. Gradients flow back, also between devices."},
     {"float", method_float, METH_NOARGS, "to('float32')."},
     {"double", method_double, METH_NOARGS, "to('float64')."},
     {"half", method_half, METH_NOARGS, "to('float16')."},
