@@ -147,9 +147,16 @@ def cross_entropy(logits: Tensor, target: Any) -> Tensor:
 
 
 def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
-    """Row by row x1.x2 / (max(|x1|, eps) max(|x2|, eps)) of two (N, D): (N)."""
-    _rows("cosine_similarity", x1, dim)
-    return _asen.cosine_similarity(x1, x2, eps=eps)[0]
+    """x1.x2 / (max(|x1|, eps) max(|x2|, eps)) along a dim, broadcast; of two (N, D): (N)."""
+    if x1.ndim == x2.ndim == 2 and x1.shape == x2.shape and dim in (1, -1):
+        return _asen.cosine_similarity(x1, x2, eps=eps)[0]
+    if eps <= 0:
+        raise ValueError(f"cosine_similarity: eps is {eps}: it must be above 0")
+    if x1.ndim != x2.ndim:
+        shape = np.broadcast_shapes(x1.shape, x2.shape)
+        x1, x2 = x1.expand(shape), x2.expand(shape)
+    a, b = (x / x.norm(2, dim, True).clamp(min=eps) for x in (x1, x2))
+    return (a * b).sum(dim)
 
 
 def margin_ranking_loss(x1: Tensor, x2: Tensor, target: Any = 1, margin: float = 0.0) -> Tensor:
@@ -158,11 +165,10 @@ def margin_ranking_loss(x1: Tensor, x2: Tensor, target: Any = 1, margin: float =
 
 
 def normalize(x: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
-    """Rows of x (N, D) divided by max(their Euclidean norm, eps)."""
-    if p != 2:
-        raise ValueError(f"normalize: p is {p}: only the Euclidean norm (2) is built")
-    _rows("normalize", x, dim)
-    return _asen.normalize(x, eps=eps)[0]
+    """x divided by max(its p-norm along a dim, eps); rows of x (N, D) with the Euclidean norm in one pass."""
+    if p == 2 and x.ndim == 2 and dim in (1, -1):
+        return _asen.normalize(x, eps=eps)[0]
+    return x / x.norm(p, dim, True).clamp(min=eps)
 
 
 def arc_margin(cosine: Tensor, target: Any, s: float, m: float, easy_margin: bool = False) -> Tensor:
@@ -181,8 +187,3 @@ def spatial_attention(x: Tensor, z: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
     pooled = sum_hw m x (Ma et al. 2020, equations 1 to 4).
     """
     return _asen.spatial_attention(x, z, q)[:2]
-
-
-def _rows(name: str, x: Tensor, dim: int) -> None:
-    if x.ndim != 2 or dim not in (1, -1):
-        raise ValueError(f"{name}: rows of a (N, D) tensor are wanted (dim 1), not dim {dim} of {tuple(x.shape)}")

@@ -28,10 +28,12 @@ static int wrap_dims(const asen_tensor *x, asen_list *dims, unsigned *seen)
     return ASEN_OK;
 }
 
-/* Sorted; an empty list means all dims. */
+/* Sorted; an empty list means all dims. A tensor without dims has 0 (or -1) to name, once, and none to go over. */
 static int normalise_reduce(const asen_tensor *x, asen_list *dims)
 {
     unsigned seen;
+    if (x->ndim == 0 && dims->count == 1 && (dims->item[0] == 0 || dims->item[0] == -1))
+        dims->count = 0;
     int status = wrap_dims(x, dims, &seen);
     if (status != ASEN_OK)
         return status;
