@@ -631,5 +631,5 @@ METHODS: dict[str, Any] = {function.__name__: function for function in (
     nonzero, view_as, expand_as, type_as, new_full, new_zeros, new_ones, cpu, cuda, dim, element_size,
     is_floating_point)}
 METHODS |= {"data": property(_data, _set_data), "is_cuda": property(_is_cuda), "T": property(_transposed),
-            "mT": property(_matrices_transposed), "__contains__": _contains, "__mod__": _mod, "__rmod__": _rmod, "__abs__": abs, "__format__": _format, "__copy__": copying.shallow, "__deepcopy__": copying.deep,
-            "__reduce_ex__": copying.reduced}
+            "mT": property(_matrices_transposed), "__contains__": _contains, "__mod__": _mod, "__rmod__": _rmod, "__abs__": abs,
+            "__format__": _format, "__copy__": copying.shallow, "__deepcopy__": copying.deep, "__reduce_ex__": copying.reduced}
