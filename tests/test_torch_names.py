@@ -593,7 +593,8 @@ def normalized(s):
     return [s.F.normalize(v, dim=0), s.F.normalize(v, dim=-1), s.F.normalize(rows), s.F.normalize(rows, dim=0), s.F.normalize(maps), s.F.normalize(maps, dim=-1),
             s.F.normalize(rows, p=1), s.F.normalize(rows, p=3.0, dim=0), s.F.normalize(rows, p=INF), s.F.normalize(zero, dim=0), s.F.normalize(zero), s.F.normalize(rows, eps=100.0, dim=0),
             s.F.cosine_similarity(rows, s.x(3, 4)), s.F.cosine_similarity(v, s.x(4), dim=0), s.F.cosine_similarity(rows.unsqueeze(1), s.x(2, 4).unsqueeze(0), dim=-1),
-            s.F.cosine_similarity(maps, s.x(2, 3, 4, 5)), s.F.cosine_similarity(rows, v, dim=-1), s.F.cosine_similarity(rows, v.unsqueeze(0)), s.F.cosine_similarity(rows, s.x(3, 4), dim=0)]
+            s.F.cosine_similarity(maps, s.x(2, 3, 4, 5)), s.F.cosine_similarity(rows, v, dim=-1), s.F.cosine_similarity(rows, v.unsqueeze(0)), s.F.cosine_similarity(rows, s.x(3, 4), dim=0),
+            s.F.cosine_similarity(s.x(1, 4), s.x(3, 1)), s.F.cosine_similarity(s.x(2, 3, 1, 1), s.x(1, 1, 1, 3))]
 
 
 @own("F.leaky_relu, F.elu, F.silu, nn.LeakyReLU")

@@ -152,9 +152,8 @@ def cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -
         return _asen.cosine_similarity(x1, x2, eps=eps)[0]
     if eps <= 0:
         raise ValueError(f"cosine_similarity: eps is {eps}: it must be above 0")
-    if x1.ndim != x2.ndim:
-        shape = np.broadcast_shapes(x1.shape, x2.shape)
-        x1, x2 = x1.expand(shape), x2.expand(shape)
+    shape = np.broadcast_shapes(x1.shape, x2.shape)
+    x1, x2 = x1.expand(shape), x2.expand(shape)  # before the norms are taken
     a, b = (x / x.norm(2, dim, True).clamp(min=eps) for x in (x1, x2))
     return (a * b).sum(dim)
 
