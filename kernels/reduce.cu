@@ -126,7 +126,7 @@ max_grad_kernel(const T *dy, const T *x, const T *y, const accumulator<T> *equal
     for (int64_t i = (int64_t)blockIdx.x * REDUCE_BLOCK + threadIdx.x; i < count; i += step) {
         int64_t offset[1];
         at.at(i, offset);
-        bool largest = widen(x[i]) == widen(y[offset[0]]);
+        bool largest = is_max(widen(x[i]), widen(y[offset[0]]));
         dx[i] = narrow<T>(largest ? widen(dy[offset[0]]) / equal[offset[0]] : accumulator<T>(0));
     }
 }

@@ -15,7 +15,7 @@
 #include "index.cuh"
 
 enum { REDUCE_BLOCK = 256, REDUCE_UNROLL = 4 };
-enum reduce_operation { REDUCE_SUM, REDUCE_MAX, REDUCE_EQUAL }; /* EQUAL: how many elements equal the output's target */
+enum reduce_operation { REDUCE_SUM, REDUCE_MAX, REDUCE_EQUAL }; /* EQUAL: how many elements are the output's target (is_max) */
 
 /* What is kept and what is reduced, in the memory order of x. */
 struct reduction {
@@ -91,6 +91,9 @@ static inline reduce_arguments<A> reduce_arguments_of(const reduction *n, const 
 
 static inline dim3 reduce_grid(const reduce_plan *p) { return dim3(grid_for(p->tiles, 1), (unsigned)p->slices); }
 
+/* Whether x is the maximum y: NaN is the maximum of what holds one. */
+template <typename A> __device__ __forceinline__ bool is_max(A x, A y) { return x == y || (x != x && y != y); }
+
 /* The op is the same in all threads: its branches cost nothing beside the loads. */
 struct reduce_combine {
     int op;
@@ -141,7 +144,7 @@ __device__ __forceinline__ void reduce_take(const T *x, const reduce_arguments<a
         for (int u = 0; u < N; u++)
 #pragma unroll
             for (int e = 0; e < V; e++)
-                term[u][e] = term[u][e] == target[e] ? A(1) : A(0);
+                term[u][e] = is_max(term[u][e], target[e]) ? A(1) : A(0);
     }
     if (r.op == REDUCE_MAX)
         reduce_fold(term, result, max_of());

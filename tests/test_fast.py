@@ -347,6 +347,16 @@ def test_reductions_over_all_sets_of_dims(shape):
                 check("max_grad", [channels_last(randn(rng, *y.shape)), ties, channels_last(y)], attrs, tol=1e-7)
 
 
+@pytest.mark.parametrize("dims", [[], [0], [1], [0, 2]], ids=str)
+def test_the_gradient_of_a_maximum_that_is_nan_goes_to_the_nans(dims):
+    """NaN is the maximum of what holds one: its gradient must not vanish, or a scaler would not see the NaN."""
+    x = randn(generator("nan maximum"), 3, 40, 5)
+    x[0, 0, 0] = x[1, 0, 0] = np.nan
+    (y,) = check("max", [x], {"dims": dims}, tol=0)
+    (dx,) = check("max_grad", [np.ones_like(y), x, y], {"dims": dims}, tol=1e-7)
+    assert dx[0, 0, 0] in (0.5, 1) and dx[1, 0, 0] in (0.5, 1)
+
+
 def test_large_sums(threads):
     """A million equal numbers: what float32 added one by one would get wrong by 1 %."""
     x = np.full((1_000_003,), 0.1, np.float32)

@@ -199,3 +199,16 @@ def test_nan_and_ties_are_the_cpus(name):
                 results.append([*(host(y) for y in out), host(t.grad)])
             for ours, exact in zip(*results):
                 np.testing.assert_allclose(ours, exact, rtol=1e-5, atol=1e-7, equal_nan=True)
+
+
+@pytest.mark.parametrize("dims", [[], [0], [1], [0, 2]], ids=str)
+def test_the_gradient_of_a_maximum_that_is_nan_goes_to_the_nans(dims):
+    x = np.random.default_rng(5).standard_normal((3, 40, 5)).astype(np.float32)
+    x[0, 0, 0] = x[1, 0, 0] = np.nan
+    results = []
+    for device in ("cpu", "cuda"):
+        leaf = on(_asen.from_numpy(x), device).detach().requires_grad_()
+        _asen.max(leaf, dims).sum().backward()
+        results.append(host(leaf.grad))
+    assert results[1][0, 0, 0] > 0 and results[1][1, 0, 0] > 0
+    np.testing.assert_array_equal(results[1], results[0])

@@ -228,12 +228,15 @@ static int reduce_run(const asen_call *call, const asen_attrs_reduce *attrs, red
 
 /* ---- gradient of the maximum: dx = dy / (number of elements equal to y) where x == y ---- */
 
+/* NaN is the maximum of what holds one. */
+FAST_INLINE bool is_max(float x, float y) { return (x == y) | ((x != x) & (y != y)); }
+
 FAST_CLONES static float equal_run(const float *x, int64_t n, float y)
 {
     float count = 0;
 #pragma omp simd reduction(+ : count)
     for (int64_t i = 0; i < n; i++)
-        count += x[i] == y ? 1.0f : 0.0f;
+        count += is_max(x[i], y) ? 1.0f : 0.0f;
     return count;
 }
 
@@ -241,14 +244,14 @@ FAST_CLONES static void max_grad_run(float *restrict dx, const float *restrict x
 {
     FAST_SIMD
     for (int64_t i = 0; i < n; i++)
-        dx[i] = x[i] == y ? share : 0.0f;
+        dx[i] = is_max(x[i], y) ? share : 0.0f;
 }
 
 FAST_CLONES static void equal_strip(float *restrict count, const float *restrict x, const float *restrict y, int64_t n)
 {
     FAST_SIMD
     for (int64_t i = 0; i < n; i++)
-        count[i] += x[i] == y[i] ? 1.0f : 0.0f;
+        count[i] += is_max(x[i], y[i]) ? 1.0f : 0.0f;
 }
 
 FAST_CLONES static void max_grad_strip(float *restrict dx, const float *restrict x, const float *restrict y,
@@ -256,7 +259,7 @@ FAST_CLONES static void max_grad_strip(float *restrict dx, const float *restrict
 {
     FAST_SIMD
     for (int64_t i = 0; i < n; i++)
-        dx[i] = x[i] == y[i] ? share[i] : 0.0f;
+        dx[i] = is_max(x[i], y[i]) ? share[i] : 0.0f;
 }
 
 /* The outputs of a piece: k->y is the maximum here; columns [column, column + n) of the run. */

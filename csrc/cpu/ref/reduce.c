@@ -110,6 +110,9 @@ int ref_max(const asen_call *call)
     return ASEN_OK;
 }
 
+/* Whether x is the maximum y: NaN is the maximum of what holds one. */
+static bool is_max(double x, double y) { return x == y || (isnan(x) && isnan(y)); }
+
 int ref_max_grad(const asen_call *call)
 {
     if (!asen_ref_all_float(call))
@@ -125,10 +128,10 @@ int ref_max_grad(const asen_call *call)
     walk_reduction(call->in[1], &call->attrs->max_grad, &start, &per_output);
     walk = start;
     for (int64_t i = 0; i < walk.count; i++, ref_walk_next(&walk))
-        equal[walk.at[1]] += ref_get(x, walk.at[0]) == ref_get(y, walk.at[1]);
+        equal[walk.at[1]] += is_max(ref_get(x, walk.at[0]), ref_get(y, walk.at[1]));
     walk = start;
     for (int64_t i = 0; i < walk.count; i++, ref_walk_next(&walk)) {
-        bool largest = ref_get(x, walk.at[0]) == ref_get(y, walk.at[1]);
+        bool largest = is_max(ref_get(x, walk.at[0]), ref_get(y, walk.at[1]));
         ref_put(dx, i, largest ? ref_get(dy, walk.at[1]) / equal[walk.at[1]] : 0);
     }
     free(equal);
