@@ -445,11 +445,21 @@ def norm(self: Tensor, p: float | str = 2, dim: int | Sequence[int] | None = Non
     largest = self.detach().abs().amax(dims, True)
     scale = _asen.choose((largest > 0) & largest.isfinite(), largest, 1.0)
     part = self / scale
-    total = (part * part if p == 2 else part.abs() ** p).sum(dims=dims, keepdim=True)
+    total = _powers(part, p).sum(dims=dims, keepdim=True)
     zero = total == 0
     root = _asen.choose(zero, 1.0, total)
     root = _asen.choose(zero, 0.0, (root.sqrt() if p == 2 else root ** (1 / p)) * scale)
     return root if keepdim else root.reshape([n for d, n in enumerate(self.shape) if d not in dims])
+
+
+def _powers(x: Tensor, p: float) -> Tensor:
+    """|x|^p. Elements that are 0 get a gradient of 0 where that of the power would be infinite."""
+    if p == 2:
+        return x * x
+    if p >= 1:
+        return x.abs() ** p
+    none = x == 0
+    return _asen.choose(none, 0.0 if p > 0 else float("inf"), _asen.choose(none, 1.0, x.abs()) ** p)
 
 
 # ---- picking and parting ----
