@@ -420,3 +420,34 @@ def test_two_threads_share_leaves():
         t.join()
     assert not errors and len(seen) == 2000
     np.testing.assert_allclose(x.grad.numpy(), 200 * 2 * np.exp(2) * np.ones(1000), rtol=1e-12)
+
+
+def test_only_what_a_rule_reads_is_saved():
+    """What the gradient does not need may be overwritten: a factor whose partner wants no gradient, the result of a
+    batch norm without ReLU."""
+    w, x = leaf([3.0]), constant([2.0])
+    for y, written in ((w * x, w), (w / x, w), (_asen.linear(x.reshape(1, 1), w.reshape(1, 1)), w)):
+        written.detach().fill_(7.0)
+        w.grad = None
+        y.sum().backward()
+        assert w.grad.item() in (2.0, 0.5)
+    y = w * x
+    x.fill_(5.0)
+    with pytest.raises(ValueError, match="changed in place"):
+        y.sum().backward()
+
+    scale, shift, mean, var = (_asen.from_numpy(np.full(3, v, np.float32)) for v in (1, 0, 0, 1))
+    scale = scale.clone().requires_grad_()
+    image = _asen.from_numpy(np.random.default_rng(0).standard_normal((4, 3, 5, 5)).astype(np.float32))
+    gradients = []
+    for relu, inplace in ((False, False), (False, True), (True, False)):
+        y = _asen.batch_norm(image, scale, shift, mean, var, relu=relu)[0]
+        scale.grad = None
+        (y.relu_() if inplace else y.relu()).sum().backward()
+        gradients.append(scale.grad.numpy())
+    np.testing.assert_allclose(gradients[1], gradients[0], rtol=1e-6)
+    np.testing.assert_allclose(gradients[2], gradients[0], rtol=1e-5)
+    y = _asen.batch_norm(image, scale, shift, mean, var, relu=True)[0]
+    y.relu_()
+    with pytest.raises(ValueError, match="batch_norm: its result was changed in place"):
+        y.sum().backward()

@@ -416,7 +416,8 @@ RULE(batch_norm)
 {
     int status = only_first(node, dy, 1), count = 0;
     bool residual = node->n_in > 5 && node->needs[5];
-    asen_tensor *result[ASEN_MAX_OUT] = {NULL}, *in[] = {dy[0], X[0], Y[0], X[1], Y[1], Y[2]};
+    asen_tensor *result[ASEN_MAX_OUT] = {NULL}, *cut = Y[0] != NULL ? Y[0] : X[0]; /* y is read with relu */
+    asen_tensor *in[] = {dy[0], X[0], cut, X[1], Y[1], Y[2]};
     if (status == ASEN_OK && (node->needs[3] || node->needs[4]))
         status = asen_fail(ASEN_ERR_UNSUPPORTED, "running_mean and running_var have no gradient");
     if (status == ASEN_OK)

@@ -141,6 +141,26 @@ bool asen_tape_is_leaf(const asen_tensor *tensor)
     return leaf;
 }
 
+/* Whether the gradient rule of a node reads its input i, and its output k. */
+static bool reads_input(const asen_schema *schema, const asen_node *node, int i)
+{
+    if (schema->variadic)
+        return schema->saved_in != 0;
+    for (int k = 0; k < node->n_in; k++)
+        if (node->needs[k] && schema->saved_for[i] >> k & 1)
+            return true;
+    return false;
+}
+
+static bool reads_output(const asen_schema *schema, const asen_attrs *attrs, int k)
+{
+    const asen_attr_field *flag = schema->saved_if[k];
+    int64_t value = 1;
+    if (flag != NULL)
+        memcpy(&value, (const char *)attrs + flag->offset, sizeof value);
+    return (schema->saved_out >> k & 1) && value != 0;
+}
+
 int asen_tape_record(asen_op op, asen_tensor *const *in, asen_tensor *const *used, const uint64_t *versions, int n_in,
                      const asen_attrs *attrs, asen_tensor *const *out, int n_out)
 {
@@ -169,18 +189,20 @@ int asen_tape_record(asen_op op, asen_tensor *const *in, asen_tensor *const *use
         if (status != ASEN_OK)
             goto fail;
         take_edge(node, i, from, slot);
-        if (schema->saved_in & (schema->variadic ? 1u : 1u << i)) {
-            status = asen_tensor_detach(used[i], &node->saved_in[i]);
-            if (status != ASEN_OK)
-                goto fail;
-            node->saved_in_version[i] = versions != NULL && used[i]->storage == in[i]->storage
-                                            ? versions[i]
-                                            : atomic_load(&used[i]->storage->version);
-        }
+    }
+    for (int i = 0; i < n_in; i++) {
+        if (in[i] == NULL || !reads_input(schema, node, i))
+            continue;
+        status = asen_tensor_detach(used[i], &node->saved_in[i]);
+        if (status != ASEN_OK)
+            goto fail;
+        node->saved_in_version[i] = versions != NULL && used[i]->storage == in[i]->storage
+                                        ? versions[i]
+                                        : atomic_load(&used[i]->storage->version);
     }
     for (int k = 0; k < n_out; k++) {
         asen_node_describe(&node->out_meta[k], out[k]);
-        if (!(schema->saved_out >> k & 1))
+        if (!reads_output(schema, attrs, k))
             continue;
         status = asen_tensor_detach(out[k], &node->saved_out[k]);
         if (status != ASEN_OK)

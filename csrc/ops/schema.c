@@ -95,6 +95,36 @@ static bool next_word(const char **text, char *word, size_t size)
     return true;
 }
 
+static int input_of(const asen_schema *s, const char *name)
+{
+    for (int i = 0; i < s->n_in; i++)
+        if (strcmp(name, s->in_name[i]) == 0)
+            return i;
+    return -1;
+}
+
+/* "x", "x/w" or "y?relu". */
+static void parse_saved(asen_schema *s, char *word)
+{
+    char *other = strchr(word, '/'), *flag = strchr(word, '?');
+    if (other != NULL)
+        *other++ = '\0';
+    if (flag != NULL)
+        *flag++ = '\0';
+    int in = input_of(s, word);
+    if (in >= 0) {
+        s->saved_in |= 1u << in;
+        s->saved_for[in] = other != NULL ? 1u << input_of(s, other) : ~0u;
+    }
+    for (int k = 0; k < s->n_out; k++)
+        if (strcmp(word, s->out_name[k]) == 0) {
+            s->saved_out |= 1u << k;
+            for (int a = 0; flag != NULL && a < s->attrs->count; a++)
+                if (strcmp(flag, s->attrs->field[a].name) == 0)
+                    s->saved_if[k] = &s->attrs->field[a];
+        }
+}
+
 static void parse_row(asen_op op)
 {
     const asen_op_info *info = asen_op_get(op);
@@ -110,15 +140,9 @@ static void parse_row(asen_op op)
     }
     for (const char *text = info->outputs; next_word(&text, word, sizeof word);)
         memcpy(s->out_name[s->n_out++], word, ASEN_NAME_MAX - 1);
-    for (const char *text = info->saves; next_word(&text, word, sizeof word);) {
-        for (int i = 0; i < s->n_in; i++)
-            if (strcmp(word, s->in_name[i]) == 0)
-                s->saved_in |= 1u << i;
-        for (int k = 0; k < s->n_out; k++)
-            if (strcmp(word, s->out_name[k]) == 0)
-                s->saved_out |= 1u << k;
-    }
     s->attrs = set_of[op]();
+    for (const char *text = info->saves; next_word(&text, word, sizeof word);)
+        parse_saved(s, word);
 }
 
 static void parse_all(void)

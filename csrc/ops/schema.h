@@ -38,6 +38,8 @@ typedef struct asen_schema {
     bool optional[ASEN_SCHEMA_MAX];
     char out_name[ASEN_MAX_OUT][ASEN_NAME_MAX];
     unsigned saved_in, saved_out; /* bit masks */
+    unsigned saved_for[ASEN_SCHEMA_MAX];    /* the saved input is read where one of these inputs wants a gradient */
+    const asen_attr_field *saved_if[ASEN_MAX_OUT]; /* the saved output is read where this flag is set; NULL: always */
     const asen_attr_set *attrs;
 } asen_schema;
 
