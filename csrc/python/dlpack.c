@@ -47,7 +47,7 @@ static void capsule_delete(PyObject *capsule)
     managed->deleter(managed);
 }
 
-PyObject *asen_py_dlpack(PyObject *self)
+static PyObject *dlpack(PyObject *self)
 {
     asen_tensor *t = ((asen_py_tensor *)self)->tensor, *detached;
     if (asen_tape_wants_grad(t)) {
@@ -79,6 +79,47 @@ PyObject *asen_py_dlpack(PyObject *self)
         export_delete(&block->managed);
     return capsule;
 }
+
+/* What consumers ask for: `stream` and `max_version` change nothing on the CPU (the capsule is of the
+ * unversioned kind, which every version takes), `copy` asks for memory of its own. */
+static PyObject *method_dlpack(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"stream", "max_version", "dl_device", "copy", NULL};
+    PyObject *stream = Py_None, *version = Py_None, *device = Py_None, *copy = Py_None;
+    int type = DL_CPU, id = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOOO:__dlpack__", names, &stream, &version, &device, &copy))
+        return NULL;
+    if (device != Py_None && !PyArg_Parse(device, "(ii)", &type, &id))
+        return NULL;
+    if (type != DL_CPU || id != 0) {
+        PyErr_SetString(PyExc_BufferError, "DLPack: only the CPU, device (1, 0), is offered");
+        return NULL;
+    }
+    if (copy != Py_True || asen_tape_wants_grad(self_tensor(self))) /* a gradient is refused there */
+        return dlpack(self);
+    asen_tensor *tensor = self_tensor(self);
+    const asen_attrs same = {.copy = {.dtype = tensor->dtype}};
+    PyObject *clone = asen_py_apply1(asen_py_state_of_tensor(self), ASEN_OP_copy, &tensor, 1, &same);
+    PyObject *capsule = clone == NULL ? NULL : dlpack(clone);
+    Py_XDECREF(clone);
+    return capsule;
+}
+
+static PyObject *method_dlpack_device(PyObject *self, PyObject *unused)
+{
+    if (!self_tensor(self)->storage->device->memory->host_memory) {
+        PyErr_SetString(PyExc_BufferError, "DLPack: only tensors on the CPU can be exported");
+        return NULL;
+    }
+    return Py_BuildValue("(ii)", DL_CPU, 0);
+}
+
+PyMethodDef asen_py_dlpack_methods[] = {
+    {"__dlpack__", (PyCFunction)(void (*)(void))method_dlpack, METH_VARARGS | METH_KEYWORDS,
+     "A DLPack capsule that shares memory."},
+    {"__dlpack_device__", method_dlpack_device, METH_NOARGS, NULL},
+    {0},
+};
 
 static void import_release(void *owner)
 {
@@ -145,7 +186,7 @@ static PyObject *from_dlpack(PyObject *module, PyObject *object)
 
 static PyMethodDef methods[] = {
     {"from_dlpack", from_dlpack, METH_O, "A tensor over the memory of any object with __dlpack__ (CPU)."},
-    {NULL},
+    {0},
 };
 
 int asen_py_add_dlpack(PyObject *module) { return PyModule_AddFunctions(module, methods); }

@@ -2,8 +2,6 @@
  * and bools among the items are for asenpp/indexing.py, which composes them of ops. */
 #include "python/tensor.h"
 
-static asen_tensor *self_tensor(PyObject *self) { return ((asen_py_tensor *)self)->tensor; }
-
 typedef struct {
     asen_attrs slice;
     int64_t shape[ASEN_MAX_DIMS]; /* of the result: kept and inserted dims */

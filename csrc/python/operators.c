@@ -4,8 +4,6 @@
  * identity: dicts and sets ask for identity first, so a tensor is a key for what it is, not for what it holds. */
 #include "python/tensor.h"
 
-static asen_tensor *self_tensor(PyObject *self) { return ((asen_py_tensor *)self)->tensor; }
-
 /* The state, from whichever of a and b is a tensor. */
 static asen_py_state *state_of(PyObject *a, PyObject *b)
 {

@@ -2,8 +2,6 @@
  * view rows. */
 #include "python/tensor.h"
 
-static asen_tensor *self_tensor(PyObject *self) { return ((asen_py_tensor *)self)->tensor; }
-
 static PyObject *reshaped(PyObject *self, int ndim, const int64_t *shape)
 {
     asen_tensor *tensor = self_tensor(self);

@@ -1,4 +1,4 @@
-/* The type asenpp.Tensor: properties, conversions, autograd, operators. */
+/* The type asenpp.Tensor: its making, properties, writes in place, autograd, and what Python asks of any object. */
 
 #include "python/tensor.h"
 
@@ -15,8 +15,6 @@ asen_py_state *asen_py_state_of_tensor(PyObject *tensor)
     PyObject *module = PyType_GetModuleByDef(Py_TYPE(tensor), &asen_py_module_def);
     return module == NULL ? NULL : PyModule_GetState(module);
 }
-
-static asen_tensor *self_tensor(PyObject *self) { return ((asen_py_tensor *)self)->tensor; }
 
 static PyObject *wrap_as(PyTypeObject *type, asen_tensor *tensor)
 {
@@ -204,218 +202,19 @@ static PyGetSetDef getset[] = {
     {"ndim", get_ndim, NULL, "Number of dims.", NULL},
     {"dtype", get_dtype, NULL, "Name of the element type: 'float32', 'float64', 'int64', 'uint8', ...", NULL},
     {"device", get_device, NULL, "Name of the device: 'cpu' or 'cuda'.", NULL},
-    {"requires_grad", get_requires_grad, set_requires_grad, "Whether backward computes a gradient for or through this tensor.", NULL},
+    {"requires_grad", get_requires_grad, set_requires_grad,
+     "Whether backward computes a gradient for or through this tensor.", NULL},
     {"is_leaf", get_is_leaf, NULL, "Whether this tensor is not the recorded result of an op.", NULL},
-    {"_version", get_version, NULL, "A number that moves after every write into this memory; all views share it. A NumPy or DLPack view that could write counts as one write when it ends.", NULL},
-    {"_memory", get_memory, NULL, "(storage, offset): equal where two tensors begin at the same element of the same memory.", NULL},
+    {"_version", get_version, NULL,
+     "A number that moves after every write into this memory; all views share it. A NumPy or DLPack view that could write "
+     "counts as one write when it ends.", NULL},
+    {"_memory", get_memory, NULL,
+     "(storage, offset): equal where two tensors begin at the same element of the same memory.", NULL},
     {"grad", get_grad, set_grad, "The gradient that backward accumulated here, or None. Assign None to clear it.", NULL},
     {NULL},
 };
 
-/* ---- conversions ---- */
-
-static PyObject *to_host(PyObject *self)
-{
-    asen_py_state *state = asen_py_state_of_tensor(self);
-    asen_tensor *tensor = self_tensor(self), *host;
-    if (state == NULL)
-        return NULL;
-    if (tensor->storage->device->memory->host_memory)
-        return Py_NewRef(self);
-    int status = asen_tensor_new(asen_device_cpu(), tensor->dtype, tensor->ndim, tensor->shape, &host);
-    if (status != ASEN_OK)
-        return asen_py_raise(status);
-    Py_BEGIN_ALLOW_THREADS
-    status = asen_tensor_copy_into(host, tensor);
-    Py_END_ALLOW_THREADS
-    if (status != ASEN_OK) {
-        asen_tensor_release(host);
-        return asen_py_raise(status);
-    }
-    return asen_py_wrap(state, host);
-}
-
-static PyObject *to_numpy(PyObject *self, bool writable)
-{
-    if (asen_tape_wants_grad(self_tensor(self))) {
-        PyErr_SetString(PyExc_RuntimeError, "numpy() of a tensor that requires a gradient: call detach() first");
-        return NULL;
-    }
-    PyObject *host = to_host(self);
-    PyObject *array = host == NULL ? NULL : asen_py_to_numpy(host, writable);
-    Py_XDECREF(host);
-    return array;
-}
-
-static PyObject *method_numpy(PyObject *self, PyObject *unused) { return to_numpy(self, true); }
-
-static PyObject *method_array(PyObject *self, PyObject *args, PyObject *kwargs)
-{
-    static char *names[] = {"dtype", "copy", NULL};
-    PyObject *dtype = Py_None, *copy = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|OO:__array__", names, &dtype, &copy))
-        return NULL;
-    PyObject *array = to_numpy(self, copy != Py_True);
-    if (array != NULL && dtype != Py_None) /* astype(dtype, order, casting, subok, copy) */
-        Py_SETREF(array, PyObject_CallMethod(array, "astype", "OssOO", dtype, "K", "unsafe", Py_True,
-                                             copy == Py_True ? Py_True : Py_False));
-    else if (array != NULL && copy == Py_True)
-        Py_SETREF(array, PyObject_CallMethod(array, "copy", NULL));
-    return array;
-}
-
-static PyObject *convert(PyObject *self, asen_dtype dtype);
-
-/* A read-only array of the values; bfloat16, which NumPy lacks, in float32, which holds all of them. */
-static PyObject *values(PyObject *self)
-{
-    PyObject *known = self_tensor(self)->dtype == ASEN_BF16 ? convert(self, ASEN_F32) : Py_NewRef(self);
-    PyObject *host = known == NULL ? NULL : to_host(known);
-    PyObject *array = host == NULL ? NULL : asen_py_to_numpy(host, false);
-    Py_XDECREF(known);
-    Py_XDECREF(host);
-    return array;
-}
-
-static PyObject *method_item(PyObject *self, PyObject *unused)
-{
-    if (asen_tensor_count(self_tensor(self)) != 1) {
-        PyErr_Format(PyExc_ValueError, "item() wants one element, this tensor has shape %s",
-                     ASEN_SHAPE_TEXT(self_tensor(self)));
-        return NULL;
-    }
-    PyObject *array = values(self);
-    PyObject *value = array == NULL ? NULL : PyObject_CallMethod(array, "item", NULL);
-    Py_XDECREF(array);
-    return value;
-}
-
-static PyObject *method_tolist(PyObject *self, PyObject *unused)
-{
-    PyObject *array = values(self);
-    PyObject *value = array == NULL ? NULL : PyObject_CallMethod(array, "tolist", NULL);
-    Py_XDECREF(array);
-    return value;
-}
-
-/* to('float64'), to('cuda'), to(tensor), to(dtype=..., device=...): a name is a dtype if it is one. non_blocking is
- * accepted, and nothing to do: copies are ordered by the queue of the device. */
-static PyObject *method_to(PyObject *self, PyObject *args, PyObject *kwargs)
-{
-    static char *names[] = {"target", "dtype", "device", "non_blocking", "copy", NULL};
-    PyObject *target = Py_None, *dtype_name = Py_None, *device_name = Py_None;
-    int non_blocking = 0, copy = 0;
-    asen_py_state *state = asen_py_state_of_tensor(self);
-    asen_tensor *tensor = self_tensor(self), *moved;
-    asen_dtype dtype = tensor->dtype;
-    asen_device *device = tensor->storage->device;
-    if (state == NULL || !PyArg_ParseTupleAndKeywords(args, kwargs, "|OOO$pp:to", names, &target, &dtype_name, &device_name,
-                                                      &non_blocking, &copy))
-        return NULL;
-    if (target != Py_None) {
-        if (PyObject_TypeCheck(target, state->tensor_type)) {
-            if (dtype_name != Py_None || device_name != Py_None) {
-                PyErr_SetString(PyExc_TypeError, "to: a tensor says both dtype and device: give it alone");
-                return NULL;
-            }
-            dtype = self_tensor(target)->dtype;
-            device = self_tensor(target)->storage->device;
-        } else if (asen_py_dtype(target, &dtype) == 0) {
-            if (dtype_name != Py_None) {
-                PyErr_SetString(PyExc_TypeError, "to: the dtype is given twice");
-                return NULL;
-            }
-        } else if (!PyErr_ExceptionMatches(PyExc_ValueError)) {
-            return NULL;
-        } else {
-            PyErr_Clear();
-            if (device_name != Py_None) {
-                PyErr_SetString(PyExc_TypeError, "to: the device is given twice");
-                return NULL;
-            }
-            device_name = target;
-        }
-    }
-    if (dtype_name != Py_None && asen_py_dtype(dtype_name, &dtype) < 0)
-        return NULL;
-    if (device_name != Py_None) {
-        const char *name = PyUnicode_Check(device_name) ? PyUnicode_AsUTF8(device_name) : NULL;
-        if (name == NULL) {
-            if (!PyErr_Occurred())
-                PyErr_SetString(PyExc_TypeError, "a device is a name such as 'cpu'");
-            return NULL;
-        }
-        if (asen_py_device(name, &device) < 0)
-            return NULL;
-    }
-    if (dtype == tensor->dtype && device == tensor->storage->device && !copy)
-        return Py_NewRef(self);
-    if (device == tensor->storage->device) {
-        asen_attrs attrs = {.copy = {.dtype = dtype}};
-        return asen_py_apply1(state, ASEN_OP_copy, &tensor, 1, &attrs);
-    }
-    int status = asen_tensor_new(device, dtype, tensor->ndim, tensor->shape, &moved);
-    if (status != ASEN_OK)
-        return asen_py_raise(status);
-    Py_BEGIN_ALLOW_THREADS
-    status = asen_tensor_copy_into(moved, tensor);
-    Py_END_ALLOW_THREADS
-    if (status == ASEN_OK) {
-        const asen_attrs attrs = {.copy = {.dtype = dtype}};
-        status = asen_tape_record(ASEN_OP_copy, &tensor, &tensor, NULL, 1, &attrs, &moved, 1);
-    }
-    if (status != ASEN_OK) {
-        asen_tensor_release(moved);
-        return asen_py_raise(status);
-    }
-    return asen_py_wrap(state, moved);
-}
-
-static PyObject *convert(PyObject *self, asen_dtype dtype)
-{
-    asen_py_state *state = asen_py_state_of_tensor(self);
-    asen_tensor *tensor = self_tensor(self);
-    asen_attrs attrs = {.copy = {.dtype = dtype}};
-    if (state == NULL)
-        return NULL;
-    return tensor->dtype == dtype ? Py_NewRef(self) : asen_py_apply1(state, ASEN_OP_copy, &tensor, 1, &attrs);
-}
-
-static PyObject *method_float(PyObject *self, PyObject *unused) { return convert(self, ASEN_F32); }
-static PyObject *method_double(PyObject *self, PyObject *unused) { return convert(self, ASEN_F64); }
-static PyObject *method_half(PyObject *self, PyObject *unused) { return convert(self, ASEN_F16); }
-static PyObject *method_bfloat16(PyObject *self, PyObject *unused) { return convert(self, ASEN_BF16); }
-static PyObject *method_long(PyObject *self, PyObject *unused) { return convert(self, ASEN_I64); }
-static PyObject *method_int(PyObject *self, PyObject *unused) { return convert(self, ASEN_I32); }
-static PyObject *method_bool(PyObject *self, PyObject *unused) { return convert(self, ASEN_BOOL); }
-
-static PyObject *method_clone(PyObject *self, PyObject *unused)
-{
-    asen_py_state *state = asen_py_state_of_tensor(self);
-    asen_tensor *tensor = self_tensor(self);
-    asen_attrs attrs = {.copy = {.dtype = tensor->dtype}};
-    return state == NULL ? NULL : asen_py_apply1(state, ASEN_OP_copy, &tensor, 1, &attrs);
-}
-
-static PyObject *method_contiguous(PyObject *self, PyObject *unused)
-{
-    return asen_tensor_is_dense(self_tensor(self)) ? Py_NewRef(self) : method_clone(self, NULL);
-}
-
-static PyObject *method_is_contiguous(PyObject *self, PyObject *unused)
-{
-    return PyBool_FromLong(asen_tensor_is_dense(self_tensor(self)));
-}
-
-static PyObject *method_detach(PyObject *self, PyObject *unused)
-{
-    asen_py_state *state = asen_py_state_of_tensor(self);
-    asen_tensor *tensor;
-    if (state == NULL)
-        return NULL;
-    int status = asen_tensor_detach(self_tensor(self), &tensor);
-    return status == ASEN_OK ? asen_py_wrap(state, tensor) : asen_py_raise(status);
-}
+/* ---- writes in place ---- */
 
 static PyObject *method_copy_(PyObject *self, PyObject *source)
 {
@@ -511,55 +310,7 @@ static PyObject *method_data_ptr(PyObject *self, PyObject *unused)
     return PyLong_FromVoidPtr(asen_tensor_data(self_tensor(self)));
 }
 
-/* What consumers ask for: `stream` and `max_version` change nothing on the CPU (the capsule is of the
- * unversioned kind, which every version takes), `copy` asks for memory of its own. */
-static PyObject *method_dlpack(PyObject *self, PyObject *args, PyObject *kwargs)
-{
-    static char *names[] = {"stream", "max_version", "dl_device", "copy", NULL};
-    PyObject *stream = Py_None, *version = Py_None, *device = Py_None, *copy = Py_None;
-    int type = 1, id = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$OOOO:__dlpack__", names, &stream, &version, &device, &copy))
-        return NULL;
-    if (device != Py_None && !PyArg_Parse(device, "(ii)", &type, &id))
-        return NULL;
-    if (type != 1 || id != 0) {
-        PyErr_SetString(PyExc_BufferError, "DLPack: only the CPU, device (1, 0), is offered");
-        return NULL;
-    }
-    if (copy != Py_True || asen_tape_wants_grad(self_tensor(self))) /* a gradient is refused there */
-        return asen_py_dlpack(self);
-    PyObject *clone = method_clone(self, NULL), *capsule = clone == NULL ? NULL : asen_py_dlpack(clone);
-    Py_XDECREF(clone);
-    return capsule;
-}
-static PyObject *method_dlpack_device(PyObject *self, PyObject *unused)
-{
-    if (!self_tensor(self)->storage->device->memory->host_memory) {
-        PyErr_SetString(PyExc_BufferError, "DLPack: only tensors on the CPU can be exported");
-        return NULL;
-    }
-    return Py_BuildValue("(ii)", 1, 0); /* kDLCPU */
-}
-
 PyMethodDef asen_py_tensor_methods[] = {
-    {"numpy", method_numpy, METH_NOARGS, "The values as a NumPy array that shares memory (on the CPU)."},
-    {"__array__", (PyCFunction)(void (*)(void))method_array, METH_VARARGS | METH_KEYWORDS, NULL},
-    {"__dlpack__", (PyCFunction)(void (*)(void))method_dlpack, METH_VARARGS | METH_KEYWORDS, "A DLPack capsule that shares memory."},
-    {"__dlpack_device__", method_dlpack_device, METH_NOARGS, NULL},
-    {"item", method_item, METH_NOARGS, "The one element as a Python number."},
-    {"tolist", method_tolist, METH_NOARGS, "The values as nested lists."},
-    {"to", (PyCFunction)(void (*)(void))method_to, METH_VARARGS | METH_KEYWORDS, "to(dtype, device or tensor whose both are meant): the tensor converted or moved; itself where nothing changes, but for copy=True. Gradients flow back, also between devices."},
-    {"float", method_float, METH_NOARGS, "to('float32')."},
-    {"double", method_double, METH_NOARGS, "to('float64')."},
-    {"half", method_half, METH_NOARGS, "to('float16')."},
-    {"bfloat16", method_bfloat16, METH_NOARGS, "to('bfloat16')."},
-    {"long", method_long, METH_NOARGS, "to('int64'): truncates."},
-    {"int", method_int, METH_NOARGS, "to('int32'): truncates."},
-    {"bool", method_bool, METH_NOARGS, "to('bool'): whether an element is not 0."},
-    {"clone", method_clone, METH_NOARGS, "A dense copy; gradients flow through it."},
-    {"contiguous", method_contiguous, METH_NOARGS, "The tensor in the dense layout (channels-last for 4 dims)."},
-    {"is_contiguous", method_is_contiguous, METH_NOARGS, "Whether the tensor is in the dense layout."},
-    {"detach", method_detach, METH_NOARGS, "The same values and memory, without gradient."},
     {"copy_", method_copy_, METH_O, "Copies another tensor's or array's values into this one (broadcast)."},
     {"fill_", method_fill_, METH_O, "Sets every element to a number."},
     {"zero_", method_zero_, METH_NOARGS, "Sets every element to 0."},
@@ -570,7 +321,8 @@ PyMethodDef asen_py_tensor_methods[] = {
     {"stride", method_stride, METH_NOARGS, "Strides in elements."},
     {"storage_offset", method_storage_offset, METH_NOARGS, "Elements before the first one in the storage."},
     {"numel", method_numel, METH_NOARGS, "Number of elements."},
-    {"data_ptr", method_data_ptr, METH_NOARGS, "Address of the first element. Who has it can write there: nothing is kept of this memory's values from here on."},
+    {"data_ptr", method_data_ptr, METH_NOARGS,
+     "Address of the first element. Who has it can write there: nothing is kept of this memory's values from here on."},
     {NULL},
 };
 
@@ -578,13 +330,13 @@ PyMethodDef asen_py_tensor_methods[] = {
 
 static PyObject *nb_float(PyObject *a)
 {
-    PyObject *item = method_item(a, NULL), *value = item == NULL ? NULL : PyNumber_Float(item);
+    PyObject *item = asen_py_item(a), *value = item == NULL ? NULL : PyNumber_Float(item);
     Py_XDECREF(item);
     return value;
 }
 static PyObject *nb_int(PyObject *a)
 {
-    PyObject *item = method_item(a, NULL), *value = item == NULL ? NULL : PyNumber_Long(item);
+    PyObject *item = asen_py_item(a), *value = item == NULL ? NULL : PyNumber_Long(item);
     Py_XDECREF(item);
     return value;
 }
@@ -595,7 +347,7 @@ static int nb_bool(PyObject *a)
                      ASEN_SHAPE_TEXT(self_tensor(a)));
         return -1;
     }
-    PyObject *item = method_item(a, NULL);
+    PyObject *item = asen_py_item(a);
     int value = item == NULL ? -1 : PyObject_IsTrue(item);
     Py_XDECREF(item);
     return value;
@@ -623,7 +375,7 @@ static PyObject *repr(PyObject *self)
 {
     asen_tensor *t = self_tensor(self);
     const char *grad = !asen_tape_wants_grad(t) ? "" : asen_tape_is_leaf(t) ? ", requires_grad=True" : ", grad_fn";
-    PyObject *array = values(self), *result = NULL;
+    PyObject *array = asen_py_values(self), *result = NULL;
     PyErr_Clear();
     PyObject *text = array != NULL ? PyObject_Str(array) : PyUnicode_FromString("...");
     if (text != NULL)
@@ -683,8 +435,8 @@ int asen_py_add_tensor(PyObject *module)
     if (type == NULL)
         return -1;
     state->tensor_type = (PyTypeObject *)type;
-    PyMethodDef *tables[] = {asen_py_op_methods(), asen_py_tensor_methods, asen_py_shape_methods,
-                             asen_py_operator_methods};
+    PyMethodDef *tables[] = {asen_py_op_methods(),      asen_py_tensor_methods, asen_py_convert_methods,
+                             asen_py_dlpack_methods, asen_py_shape_methods,  asen_py_operator_methods};
     for (size_t t = 0; t < sizeof tables / sizeof *tables; t++)
         for (PyMethodDef *def = tables[t]; def->ml_name != NULL; def++) {
             if (tables[t] == asen_py_op_methods() && !asen_py_is_method(def->ml_name))

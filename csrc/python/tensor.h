@@ -15,6 +15,9 @@ typedef struct {
     PyObject *weakrefs;
 } asen_py_tensor;
 
+/* The tensor inside an object of the type, borrowed. */
+static inline asen_tensor *self_tensor(PyObject *self) { return ((asen_py_tensor *)self)->tensor; }
+
 /* The module's state, from the module or from any object of the Tensor type or a subclass. */
 asen_py_state *asen_py_state_of_module(PyObject *module);
 asen_py_state *asen_py_state_of_tensor(PyObject *tensor);
@@ -24,6 +27,11 @@ PyObject *asen_py_wrap(asen_py_state *state, asen_tensor *tensor);
 /* The tensor inside, borrowed; NULL with a TypeError that names `what`. */
 asen_tensor *asen_py_unwrap(asen_py_state *state, PyObject *object, const char *what);
 bool asen_py_is_tensor(asen_py_state *state, PyObject *object);
+
+/* New (python/convert.c): a read-only array of the values, bfloat16, which NumPy lacks, in float32, which holds all of
+ * them; the one element as a Python number. */
+PyObject *asen_py_values(PyObject *self);
+PyObject *asen_py_item(PyObject *self);
 
 /* Names of dtypes and devices; -1 with an exception set. "cuda" loads its plugin when it is first named. */
 int asen_py_dtype(PyObject *object, asen_dtype *out);
@@ -56,6 +64,8 @@ PyObject *asen_py_from_any(asen_py_state *state, PyObject *object, bool always_c
 
 /* The tables of methods and operators of the type. */
 extern PyMethodDef asen_py_tensor_methods[];   /* python/tensor.c */
+extern PyMethodDef asen_py_convert_methods[];  /* python/convert.c */
+extern PyMethodDef asen_py_dlpack_methods[];   /* python/dlpack.c */
 extern PyMethodDef asen_py_shape_methods[];    /* python/shape.c */
 extern PyMethodDef asen_py_operator_methods[]; /* python/operators.c */
 bool asen_py_is_method(const char *op);        /* whether a row of ops.def is a method of Tensor as it stands */
@@ -82,6 +92,5 @@ Py_hash_t asen_py_hash(PyObject *self);
     ASEN_PY_BINARY_OPERATORS(ASEN_PY_SLOT)                                                                             \
     {Py_nb_negative, asen_py_nb_negative}, {Py_nb_invert, asen_py_nb_invert}, {Py_nb_power, asen_py_nb_power},         \
     {Py_tp_richcompare, asen_py_compare}, {Py_tp_hash, asen_py_hash}
-PyObject *asen_py_dlpack(PyObject *self);      /* python/dlpack.c */
 
 #endif
