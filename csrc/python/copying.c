@@ -71,7 +71,7 @@ static PyMethodDef functions[] = {
     {"storage_view", storage_view, METH_VARARGS,
      "storage_view(tensor, dtype, shape, stride=None, offset=0): another tensor over the storage of `tensor`, without "
      "gradient. Strides (default: of the dense layout) and offset are in elements of the dtype."},
-    {NULL},
+    {0},
 };
 
 int asen_py_add_copying(PyObject *module) { return PyModule_AddFunctions(module, functions); }

@@ -83,7 +83,7 @@ static PyMethodDef methods[] = {
     {"enter_mode", enter_mode, METH_VARARGS,
      "enter_mode(before, read, write[, value]): keeps what read() gives for this thread, then write(value)."},
     {"leave_mode", leave_mode, METH_VARARGS, "leave_mode(before, write, *exception): writes what enter_mode kept last."},
-    {NULL},
+    {0},
 };
 
 int asen_py_add_modes(PyObject *module) { return PyModule_AddFunctions(module, methods); }

@@ -229,7 +229,7 @@ static PyMethodDef methods[] = {
     {"owned", owned, METH_O,
      "A tensor, an array or what NumPy makes an array of as a dense tensor, without gradient, of memory that is ours: "
      "a copy where others could write there."},
-    {NULL},
+    {0},
 };
 
 int asen_py_add_numpy(PyObject *module)

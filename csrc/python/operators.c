@@ -247,7 +247,7 @@ static PyObject *method_sum(PyObject *self, PyObject *const *args, Py_ssize_t n,
 PyMethodDef asen_py_operator_methods[] = {
     {"sum", (PyCFunction)(void (*)(void))method_sum, METH_FASTCALL | METH_KEYWORDS,
      "Sum over dims (all where none are given); of bools and integers in int64."},
-    {NULL},
+    {0},
 };
 
 /* ---- functions ---- */
@@ -342,7 +342,7 @@ static PyMethodDef functions[] = {
      "choose(condition, a, b): where() of tensors or numbers, of which a and b are brought to one dtype."},
     {"promote", promote, METH_VARARGS, "promote(a, b): both as tensors of the dtype that a + b has."},
     {"full", full, METH_VARARGS, "full(shape, value, dtype, device='cpu'): a tensor of one value; integers are exact."},
-    {NULL},
+    {0},
 };
 
 int asen_py_add_operators(PyObject *module) { return PyModule_AddFunctions(module, functions); }

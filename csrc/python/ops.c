@@ -410,14 +410,14 @@ static PyMethodDef functions[] = {
 #define OP(name, inputs, outputs, attrs, saves, flags, grad, doc) ENTRY(name, function_, doc)
 #define VIEW(name, inputs, outputs, attrs, grad, doc) ENTRY(name, function_, doc)
 #include "ops/ops.def"
-    {NULL},
+    {0},
 };
 
 static PyMethodDef methods[] = {
 #define OP(name, inputs, outputs, attrs, saves, flags, grad, doc) ENTRY(name, method_, doc)
 #define VIEW(name, inputs, outputs, attrs, grad, doc) ENTRY(name, method_, doc)
 #include "ops/ops.def"
-    {NULL},
+    {0},
 };
 
 PyMethodDef *asen_py_op_methods(void) { return methods; }
@@ -496,7 +496,7 @@ static PyMethodDef module_methods[] = {
      "apply_(name, tensors, attrs={}): any op by name, in place: the first tensor becomes the (first) result, as part of "
      "the graph where that is recorded, and is returned."},
     {"op_specs", op_specs, METH_NOARGS, "The rows of the op table as dicts: what the tests run over."},
-    {NULL},
+    {0},
 };
 
 /* What help() says of a function: the arguments, then the row's words. Made once, kept for good. */

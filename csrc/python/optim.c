@@ -174,7 +174,7 @@ static PyMethodDef functions[] = {
     {"optim_step", (PyCFunction)(void (*)(void))optim_step, METH_VARARGS | METH_KEYWORDS,
      "One optimizer step over lists of tensors, in place: see asenpp.optim."},
     {"unscale", unscale, METH_VARARGS, "unscale(tensors, factor): multiplies them in place; whether all elements were finite."},
-    {NULL},
+    {0},
 };
 
 int asen_py_add_optim(PyObject *module) { return PyModule_AddFunctions(module, functions); }

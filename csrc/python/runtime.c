@@ -255,7 +255,7 @@ static PyMethodDef methods[] = {
     {"packed_filters", packed_filters, METH_NOARGS, "How often a filter was brought into oneDNN's layout. For tests."},
     {"memory_info", memory_info, METH_VARARGS, "memory_info(device='cpu'): bytes (free, total) of a device's own memory, or None."},
     {"set_option", set_option, METH_VARARGS, "set_option(device, name, value): a switch of a device, such as 'tf32' of cuda."},
-    {NULL},
+    {0},
 };
 
 int asen_py_add_runtime(PyObject *module) { return PyModule_AddFunctions(module, methods); }

@@ -129,5 +129,5 @@ PyMethodDef asen_py_shape_methods[] = {
      "squeeze(dim=None): without the dims of size 1, or without those of the given ones that have size 1."},
     {"transpose", method_transpose, METH_VARARGS, "transpose(a, b): two dims swapped."},
     {"t", method_t, METH_NOARGS, "A matrix transposed."},
-    {NULL},
+    {0},
 };

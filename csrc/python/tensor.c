@@ -211,7 +211,7 @@ static PyGetSetDef getset[] = {
     {"_memory", get_memory, NULL,
      "(storage, offset): equal where two tensors begin at the same element of the same memory.", NULL},
     {"grad", get_grad, set_grad, "The gradient that backward accumulated here, or None. Assign None to clear it.", NULL},
-    {NULL},
+    {0},
 };
 
 /* ---- writes in place ---- */
@@ -323,7 +323,7 @@ PyMethodDef asen_py_tensor_methods[] = {
     {"numel", method_numel, METH_NOARGS, "Number of elements."},
     {"data_ptr", method_data_ptr, METH_NOARGS,
      "Address of the first element. Who has it can write there: nothing is kept of this memory's values from here on."},
-    {NULL},
+    {0},
 };
 
 /* ---- as a number, as a sequence, as text ---- */
@@ -388,7 +388,7 @@ static PyObject *repr(PyObject *self)
 
 static PyMemberDef members[] = {
     {"__weaklistoffset__", T_PYSSIZET, offsetof(asen_py_tensor, weakrefs), READONLY, NULL},
-    {NULL},
+    {0},
 };
 
 /* The methods that are written in Python: METHODS of asenpp/composed.py. */
