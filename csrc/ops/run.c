@@ -87,7 +87,8 @@ static int dispatch(asen_op op, asen_tensor *const *in, int n_in, const asen_att
     const asen_call call = {op, n_in, *n_out, used, out, attrs, device};
     status = device->backend->dispatch(device->backend->self, &call);
     if (status == ASEN_DECLINED)
-        status = asen_fail(ASEN_ERR_UNSUPPORTED, "no kernel on %s for %s: convert it first, as with .float()", device->name, asen_dtype_name(in[0]->dtype));
+        status = asen_fail(ASEN_ERR_UNSUPPORTED, "no kernel on %s for %s: convert it first, as with .float()",
+                           device->name, asen_dtype_name(in[0]->dtype));
     return status;
 }
 
