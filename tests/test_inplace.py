@@ -450,3 +450,13 @@ def test_the_comparison_notices(monkeypatch):
     with pytest.raises(inplace_programs.Differs):
         for seed in range(1, 200):
             inplace_programs.run(seed)
+
+
+def test_a_copy_onto_itself_is_a_write():
+    """As in PyTorch, also where elements lie on one another and nothing is to be copied."""
+    x = leaf([1.0])
+    y = x.tanh()
+    view = y.detach().expand(2)
+    view.copy_(view)
+    with pytest.raises(ValueError, match="changed in place"):
+        y.backward()

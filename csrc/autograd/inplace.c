@@ -379,8 +379,10 @@ int asen_inplace_copy(asen_tensor *self, asen_tensor *source)
     bool recorded;
     asen_tensor *value = NULL;
     int status = check_write(self, asen_tape_wants_grad(source), &recorded);
-    if (status == ASEN_OK && self == source && asen_tensor_overlaps_itself(self))
+    if (status == ASEN_OK && self == source && asen_tensor_overlaps_itself(self)) {
+        asen_storage_written(self->storage); /* nothing to do, and a write all the same */
         return ASEN_OK;
+    }
     if (status == ASEN_OK && !recorded)
         return asen_tensor_copy_into(self, source);
     if (status == ASEN_OK)

@@ -8,7 +8,7 @@ from asenpp import _asen
 
 # What makes its tensors on the CPU, or asks whether there is a GPU.
 ELSEWHERE = {"torch.full, .zeros_like, .ones_like, .full_like", "Tensor.cuda", "Tensor.cpu", "Tensor.to", "Tensor.size, .shape, .stride",
-             "Tensor.contiguous"}
+             "Tensor.contiguous", "Tensor.type_as, .is_cuda"}
 CASES = [(name, i) for name, i in names.RUNS if name not in ELSEWHERE]
 
 
