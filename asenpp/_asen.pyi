@@ -36,6 +36,8 @@ class Tensor:
     an array of.
     """
 
+    # ---- properties ----
+
     __array_priority__: float
 
     @property
@@ -98,6 +100,8 @@ class Tensor:
     @grad.setter
     def grad(self, value: Tensor | None) -> None: ...
 
+    # ---- making, values, dtypes and devices ----
+
     def __new__(cls, data: Any) -> Self: ...
 
     def numpy(self) -> NDArray[Any]:
@@ -148,6 +152,8 @@ class Tensor:
     def detach(self) -> Tensor:
         """The same values and memory, without gradient."""
 
+    # ---- writes in place ----
+
     def copy_(self, source: Any, /) -> Tensor:
         """Copies another tensor's or array's values into this one (broadcast)."""
 
@@ -157,11 +163,15 @@ class Tensor:
     def zero_(self) -> Tensor:
         """Sets every element to 0."""
 
+    # ---- gradients ----
+
     def backward(self, gradient: Tensor | None = None, retain_graph: builtins.bool = False) -> None:
         """backward(gradient=None, retain_graph=False): adds the gradients of this tensor to .grad of the leaves."""
 
     def requires_grad_(self, on: builtins.bool = True, /) -> Self:
         """Sets requires_grad and returns the tensor."""
+
+    # ---- shape and views ----
 
     @overload
     def size(self) -> tuple[builtins.int, ...]:
@@ -204,6 +214,8 @@ class Tensor:
     def t(self) -> Tensor:
         """A matrix transposed."""
 
+    # ---- protocols, indexing ----
+
     def __array__(self, dtype: DTypeLike | None = None, copy: builtins.bool | None = None) -> NDArray[Any]: ...
 
     def __dlpack__(self, *, stream: Any = None, max_version: tuple[builtins.int, builtins.int] | None = None,
@@ -221,6 +233,8 @@ class Tensor:
     def __setitem__(self, key: _Index, value: Any, /) -> None: ...
 
     def __hash__(self) -> builtins.int: ...
+
+    # ---- operators ----
 
     def __lt__(self, other: Tensor | builtins.float, /) -> Tensor: ...
 
@@ -298,7 +312,7 @@ class Tensor:
 
     def __pow__(self, value: builtins.float, mod: None = None, /) -> Tensor: ...
 
-    # Composed of ops (asenpp/composed.py).
+    # ---- composed of ops (asenpp/composed.py) ----
 
     def add(self, other: Tensor | builtins.float, *, alpha: builtins.float = 1) -> Tensor:
         """self + alpha * other, broadcast."""
@@ -525,7 +539,7 @@ class Tensor:
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]: ...
 
-    # Ops: this tensor is the first input.
+    # ---- ops: this tensor is the first input ----
 
     def neg(self) -> Tensor:
         """-x."""
@@ -661,6 +675,8 @@ class Tensor:
     @overload
     def expand(self, *shape: builtins.int) -> Tensor: ...
 
+# ---- tensors of arrays, memory and ops by name ----
+
 def from_numpy(array: NDArray[Any], /) -> Tensor:
     """A tensor over a NumPy array's memory; a copy where the array is read-only or has odd strides."""
 
@@ -709,6 +725,8 @@ def storage_view(tensor: Tensor, dtype: str, shape: tuple[int, ...], stride: tup
     gradient. Strides (default: of the dense layout) and offset are in elements of the dtype.
     """
 
+# ---- modes of a thread ----
+
 def set_grad_enabled(on: bool, /) -> bool:
     """Turns recording on or off for this thread; returns what it was."""
 
@@ -722,6 +740,8 @@ def enter_mode(before: dict[int, list[Any]], read: Callable[[], Any], write: Cal
 def leave_mode(before: dict[int, list[Any]], write: Callable[[Any], Any], kind: Any = ..., error: Any = ...,
                trace: Any = ..., /) -> None:
     """leave_mode(before, write, *exception): writes what enter_mode kept last."""
+
+# ---- threads, memory, devices ----
 
 def set_num_threads(count: int, /) -> None:
     """Threads for compute; 0: what affinity and the cgroup allow."""
@@ -744,11 +764,21 @@ def synchronize(device: str = "cpu", /) -> None:
 def load_plugin(path: str | bytes | PathLike[Any], /) -> None:
     """Loads a device from a shared library built for this core."""
 
+def memory_info(device: str = "cpu", /) -> tuple[int, int] | None:
+    """memory_info(device='cpu'): bytes (free, total) of a device's own memory, or None."""
+
+def set_option(device: str, name: str, value: int, /) -> None:
+    """set_option(device, name, value): a switch of a device, such as 'tf32' of cuda."""
+
+# ---- which kernels run ----
+
 def set_kernel_paths(*names: str) -> None:
     """Which CPU kernels may run: any of 'fast', 'onednn', 'reference'; or 'all'. For tests."""
 
 def dispatch_counts(reset: bool = False, /) -> dict[str, dict[str, int]]:
     """dispatch_counts(reset=False): how often each path ran each op."""
+
+# ---- optimizers, and what is kept of parameters ----
 
 def optim_step(kind: str, params: list[Tensor], grads: list[Tensor], state1: list[Tensor] | None,
                state2: list[Tensor] | None, step: int, lr: float, momentum: float = 0.0, dampening: float = 0.0,
@@ -768,11 +798,7 @@ def edition(*tensors: Tensor | None) -> bytes | None:
 def packed_filters() -> int:
     """How often a filter was brought into oneDNN's layout. For tests."""
 
-def memory_info(device: str = "cpu", /) -> tuple[int, int] | None:
-    """memory_info(device='cpu'): bytes (free, total) of a device's own memory, or None."""
-
-def set_option(device: str, name: str, value: int, /) -> None:
-    """set_option(device, name, value): a switch of a device, such as 'tf32' of cuda."""
+# ---- configuration ----
 
 def parse_yaml(source: str | PathLike[Any] | _Buffer, name: str | None = None) -> _YamlNode | None:
     """The one YAML document in `source`, a path or bytes, as (line, content, plain), or None where
@@ -783,6 +809,8 @@ def parse_yaml(source: str | PathLike[Any] | _Buffer, name: str | None = None) -
     Raises ValueError, beginning with 'name:line:', for bad syntax, duplicate keys, tags that ask
     for a type, or more than 4 MiB of text, 100,000 values, 64 levels, 1,000 anchors; OSError.
     """
+
+# ---- metrics ----
 
 def metrics_rank(scores: _Buffer, order: _Buffer, /) -> None:
     """order (n,) int64 := indices of scores (n,) float64 by falling score, ties by index."""
@@ -799,6 +827,8 @@ def metrics_average_precisions(queries: _Buffer, candidates: _Buffer, q_values: 
 
 def metrics_confusion(truth: _Buffer, predicted: _Buffer, counts: _Buffer, /) -> None:
     """counts (K, K) int64 := items by true class (row) and predicted class (column)."""
+
+# ---- images ----
 
 def jpeg_size(data: _Buffer, /) -> tuple[int, int]:
     """(height, width) from the header of a JPEG file in memory.
@@ -837,7 +867,7 @@ def local_batch(images: Sequence[_Buffer], maps: _Buffer, global_size: int, thre
     into out, (count, size, size, 3) as for global_batch. Returns the squares as a list of (x, y, d).
     """
 
-# Ops
+# ---- ops (csrc/ops/ops.def) ----
 
 def add(a: Tensor | float, b: Tensor | float) -> Tensor:
     """a + b, broadcast."""

@@ -56,7 +56,7 @@ class _SupportsDLPack(Protocol):
     def __dlpack__(self) -> Any: ...
 '''
 
-# What is no op, as C parses it. `float`, `int`, `bool` and `slice` are methods of Tensor, `max`, `sum`, `pow` and
+# What is no op, as C parses it; a line that begins with # is the heading of those below it. `float`, `int`, `bool` and `slice` are methods of Tensor, `max`, `sum`, `pow` and
 # `slice` functions of the module: Python's own are written
 # builtins.float and so on in the class (in_class does that).
 # `__iter__` stands for what __len__ and __getitem__ do: type checkers want it.
@@ -77,6 +77,7 @@ grad: Tensor | None = Tensor | None
 """  # after "=": what may be assigned
 
 METHODS = """
+# Making, values, dtypes and devices
 __new__(cls, data: Any) -> Self
 numpy(self) -> NDArray[Any]
 item(self) -> Any
@@ -93,11 +94,14 @@ clone(self) -> Tensor
 contiguous(self) -> Tensor
 is_contiguous(self) -> bool
 detach(self) -> Tensor
+# Writes in place
 copy_(self, source: Any, /) -> Tensor
 fill_(self, value: float | bool, /) -> Tensor
 zero_(self) -> Tensor
+# Gradients
 backward(self, gradient: Tensor | None = None, retain_graph: bool = False) -> None
 requires_grad_(self, on: bool = True, /) -> Self
+# Shape and views
 size(self) -> tuple[int, ...]
 size(self, dim: int, /) -> int
 stride(self) -> tuple[int, ...]
@@ -111,6 +115,7 @@ unsqueeze(self, dim: int) -> Tensor
 squeeze(self, dim: int | Sequence[int] | None = None) -> Tensor
 transpose(self, a: int, b: int, /) -> Tensor
 t(self) -> Tensor
+# Protocols, indexing
 __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]
 __dlpack__(self, *, stream: Any = None, max_version: tuple[int, int] | None = None,
     dl_device: tuple[int, int] | None = None, copy: bool | None = None) -> CapsuleType
@@ -120,6 +125,7 @@ __iter__(self) -> Iterator[Tensor]
 __getitem__(self, key: _Index, /) -> Tensor
 __setitem__(self, key: _Index, value: Any, /) -> None
 __hash__(self) -> int
+# Operators
 __lt__(self, other: Tensor | float, /) -> Tensor
 __le__(self, other: Tensor | float, /) -> Tensor
 __eq__(self, other: object, /) -> Tensor
@@ -161,6 +167,7 @@ __pow__(self, value: float, mod: None = None, /) -> Tensor
 """
 
 FUNCTIONS = """
+# Tensors of arrays, memory and ops by name
 from_numpy(array: NDArray[Any], /) -> Tensor
 to_numpy_readonly(tensor: Tensor, /) -> NDArray[Any]
 owned(data: Any, /) -> Tensor
@@ -175,10 +182,12 @@ storage_id(tensor: Tensor, /) -> int
 storage_bytes(tensor: Tensor, /) -> Tensor
 storage_view(tensor: Tensor, dtype: str, shape: tuple[int, ...], stride: tuple[int, ...] | None = None,
     offset: int = 0, /) -> Tensor
+# Modes of a thread
 set_grad_enabled(on: bool, /) -> bool
 is_grad_enabled() -> bool
 enter_mode(before: dict[int, list[Any]], read: Callable[[], Any], write: Callable[[Any], Any], value: Any = ..., /) -> None
 leave_mode(before: dict[int, list[Any]], write: Callable[[Any], Any], kind: Any = ..., error: Any = ..., trace: Any = ..., /) -> None
+# Threads, memory, devices
 set_num_threads(count: int, /) -> None
 get_num_threads() -> int
 memory_stats(device: str = "cpu", /) -> dict[str, int]
@@ -186,8 +195,12 @@ reset_peak_memory(device: str = "cpu", /) -> None
 empty_cache(device: str = "cpu", /) -> None
 synchronize(device: str = "cpu", /) -> None
 load_plugin(path: str | bytes | PathLike[Any], /) -> None
+memory_info(device: str = "cpu", /) -> tuple[int, int] | None
+set_option(device: str, name: str, value: int, /) -> None
+# Which kernels run
 set_kernel_paths(*names: str) -> None
 dispatch_counts(reset: bool = False, /) -> dict[str, dict[str, int]]
+# Optimizers, and what is kept of parameters
 optim_step(kind: str, params: list[Tensor], grads: list[Tensor], state1: list[Tensor] | None,
     state2: list[Tensor] | None, step: int, lr: float,
     momentum: float = 0.0, dampening: float = 0.0, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8,
@@ -195,14 +208,15 @@ optim_step(kind: str, params: list[Tensor], grads: list[Tensor], state1: list[Te
 unscale(tensors: list[Tensor], factor: float, /) -> bool
 edition(*tensors: Tensor | None) -> bytes | None
 packed_filters() -> int
-memory_info(device: str = "cpu", /) -> tuple[int, int] | None
-set_option(device: str, name: str, value: int, /) -> None
+# Configuration
 parse_yaml(source: str | PathLike[Any] | _Buffer, name: str | None = None) -> _YamlNode | None
+# Metrics
 metrics_rank(scores: _Buffer, order: _Buffer, /) -> None
 metrics_average_precision(scores: _Buffer, relevant: _Buffer, /) -> float
 metrics_average_precisions(queries: _Buffer, candidates: _Buffer, q_values: _Buffer, c_values: _Buffer,
     ap: _Buffer, threads: int, progress: Callable[[int, int], object] | None, /) -> None
 metrics_confusion(truth: _Buffer, predicted: _Buffer, counts: _Buffer, /) -> None
+# Images
 jpeg_size(data: _Buffer, /) -> tuple[int, int]
 jpeg_decode(data: _Buffer, /) -> tuple[int, int, bytearray]
 image_resize(image: _Buffer, out: _Buffer, height: int, width: int, y: int = 0, x: int = 0, /) -> None
@@ -225,7 +239,17 @@ SOME_OUTPUTS = {"batch_norm_grad"}      # the last output is there only where it
 
 def lines_of(text: str) -> list[str]:
     """The signatures: indented lines belong to the one before."""
-    return [line for line in re.sub(r"\n +", " ", text).splitlines() if line]
+    return [line for line in re.sub(r"\n +", " ", text).splitlines() if line and not line.startswith("#")]
+
+
+def sections_of(text: str) -> list[tuple[str, str]]:
+    """(heading, the lines under it)."""
+    _, *parts = re.split(r"^# (.*)\n", text, flags=re.MULTILINE)
+    return list(zip(parts[::2], parts[1::2]))
+
+
+def heading(text: str, indent: int) -> str:
+    return f"{' ' * indent}# ---- {text[0].lower()}{text[1:]} ----\n"
 
 
 def wrapped(line: str, width: int) -> str:
@@ -393,20 +417,23 @@ def make(module: ModuleType) -> str:
     from asenpp.composed import METHODS as COMPOSED
 
     specs = {spec["name"]: spec for spec in module.op_specs()}
-    methods, functions = by_name(METHODS), by_name(FUNCTIONS)
     parts = [HEADER.format(doc=module.__doc__),
              "class Tensor:",
              textwrap.indent(docstring(inspect.cleandoc(module.Tensor.__doc__), WIDTH - 4), "    ") + "\n",
-             "    __array_priority__: float\n"]
+             heading("Properties", 4), "    __array_priority__: float\n"]
     parts += [property_text(line, module.Tensor) for line in lines_of(PROPERTIES)]
-    parts += [overloads(signatures, doc_of(module.Tensor, name), 4) for name, signatures in methods.items()]
-    parts.append("    # Composed of ops (asenpp/composed.py).\n")
+    for title, text in sections_of(METHODS):
+        parts.append(heading(title, 4))
+        parts += [overloads(signatures, doc_of(module.Tensor, name), 4) for name, signatures in by_name(text).items()]
+    parts.append(heading("Composed of ops (asenpp/composed.py)", 4))
     parts += [overloads([composed_signature(name, f)], doc_of(module.Tensor, name), 4)
               for name, f in COMPOSED.items() if not isinstance(f, property)]
-    parts.append("    # Ops: this tensor is the first input.\n")
+    parts.append(heading("Ops: this tensor is the first input", 4))
     parts += [overloads(op_signatures(spec, True), spec["doc"], 4) for spec in specs.values() if spec["method"]]
-    parts += [overloads(signatures, doc_of(module, name), 0) for name, signatures in functions.items()]
-    parts.append("# Ops\n")
+    for title, text in sections_of(FUNCTIONS):
+        parts.append(heading(title, 0))
+        parts += [overloads(signatures, doc_of(module, name), 0) for name, signatures in by_name(text).items()]
+    parts.append(heading("Ops (csrc/ops/ops.def)", 0))
     parts += [overloads(op_signatures(spec, False), spec["doc"], 0) for spec in specs.values()]
     text = "\n".join(parts).rstrip() + "\n"
     ast.parse(text)
