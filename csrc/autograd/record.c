@@ -43,10 +43,7 @@ int asen_op_apply1(asen_op op, asen_tensor *const *in, int n_in, const asen_attr
     int n_out;
     *out = NULL;
     int status = asen_op_apply(op, in, n_in, attrs, all, &n_out);
-    if (status != ASEN_OK)
-        return status;
-    *out = all[0];
-    for (int k = 1; k < n_out; k++)
-        asen_tensor_release(all[k]);
-    return ASEN_OK;
+    if (status == ASEN_OK)
+        *out = asen_outputs_first(all, n_out);
+    return status;
 }

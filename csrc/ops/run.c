@@ -137,16 +137,20 @@ int asen_op_run(asen_op op, asen_tensor *const *in, int n_in, const asen_attrs *
     return status;
 }
 
+asen_tensor *asen_outputs_first(asen_tensor *const *out, int n_out)
+{
+    for (int k = 1; k < n_out; k++)
+        asen_tensor_release(out[k]);
+    return out[0];
+}
+
 int asen_op_run1(asen_op op, asen_tensor *const *in, int n_in, const asen_attrs *attrs, asen_tensor **out)
 {
     asen_tensor *all[ASEN_MAX_OUT];
     int n_out;
     *out = NULL;
     int status = asen_op_run(op, in, n_in, attrs, all, &n_out);
-    if (status != ASEN_OK)
-        return status;
-    *out = all[0];
-    for (int k = 1; k < n_out; k++)
-        asen_tensor_release(all[k]);
-    return ASEN_OK;
+    if (status == ASEN_OK)
+        *out = asen_outputs_first(all, n_out);
+    return status;
 }

@@ -18,6 +18,9 @@ int asen_op_run1(asen_op op, asen_tensor *const *in, int n_in, const asen_attrs 
 int asen_op_run_used(asen_op op, asen_tensor *const *in, int n_in, asen_attrs *attrs, asen_tensor **used,
                      asen_tensor *out[ASEN_MAX_OUT], int *n_out);
 
+/* The first of the outputs, kept; the others are released. */
+asen_tensor *asen_outputs_first(asen_tensor *const *out, int n_out);
+
 /* Pointers to n_in tensors, all NULL: `few` (of ASEN_FEW_INPUTS) where that is enough, else memory that
  * asen_inputs_free frees; NULL when memory is out. */
 enum { ASEN_FEW_INPUTS = 8 };
