@@ -195,7 +195,9 @@ class Tensor:
 
     @overload
     def view(self, shape: Sequence[builtins.int], /) -> Tensor:
-        """The same as reshape."""
+        """reshape(); a copy that the layout asks for cannot be written in place, since the write would not reach this
+        tensor.
+        """
     @overload
     def view(self, *shape: builtins.int) -> Tensor: ...
 
@@ -490,7 +492,7 @@ class Tensor:
         """The indices of the elements that are not 0, in order: int64 (count, ndim). Waits for the device."""
 
     def view_as(self, other: Tensor) -> Tensor:
-        """Reshaped to the shape of another."""
+        """view() in the shape of another."""
 
     def expand_as(self, other: Tensor) -> Tensor:
         """Expanded to the shape of another."""

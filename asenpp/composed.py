@@ -529,8 +529,8 @@ def nonzero(self: Tensor) -> Tensor:
 
 
 def view_as(self: Tensor, other: Tensor) -> Tensor:
-    """Reshaped to the shape of another."""
-    return self.reshape(other.shape)
+    """view() in the shape of another."""
+    return self.view(other.shape)
 
 
 def expand_as(self: Tensor, other: Tensor) -> Tensor:

@@ -460,3 +460,21 @@ def test_a_copy_onto_itself_is_a_write():
     view.copy_(view)
     with pytest.raises(ValueError, match="changed in place"):
         y.backward()
+
+
+def test_a_view_that_had_to_copy_is_not_written():
+    """Four dims lie channels-last: view(-1) of them copies, and in PyTorch the write would reach x."""
+    x = asenpp.zeros(2, 3, 4, 5)
+    copied = x.view(-1)
+    writes = [lambda: copied.zero_(), lambda: copied.__setitem__(0, 1.0), lambda: copied[2:4].fill_(1.0),
+              lambda: copied.detach().add_(1.0), lambda: copied.copy_(asenpp.ones(120)), lambda: x.view_as(copied).relu_()]
+    for write in writes:
+        for recording in (True, False):
+            with asenpp.set_grad_enabled(recording), pytest.raises(ValueError, match=r"view\(\) had to copy"):
+                write()
+    for free in (x.reshape(-1), copied.clone(), copied + 0, nn.Parameter(copied).detach(), copied.reshape(2, 60).clone()):
+        free.fill_(1.0)
+    x.view(2, 3, 20)[0, 0, 0]
+    y = asenpp.zeros(6, 4)
+    y.view(-1)[5] = 1.0
+    assert y[1, 1].item() == 1

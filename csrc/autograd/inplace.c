@@ -267,6 +267,9 @@ static int check_write(asen_tensor *self, bool other_wants, bool *recorded)
     uint64_t rewrites;
     int slot;
     *recorded = false;
+    if (self->unwritable)
+        return asen_fail(ASEN_ERR_VALUE, "view() had to copy here (four dims lie channels-last), so a write in place would not "
+                         "reach what was viewed: write into that, or into a clone() or reshape()");
     if (!asen_grad_enabled() || !asen_dtype_is_float(self->dtype))
         return ASEN_OK;
     int status = asen_tape_node(self, &node, &slot);

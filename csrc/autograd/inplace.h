@@ -2,7 +2,8 @@
  *
  * While recording, what is written in place goes on with a new node: z.copy_(b) sends z's gradient to b and
  * zeros to what z was before; z.mul_(b) is z = z * b. A leaf that requires a gradient, and any view of one, is
- * refused; so is what has no well-defined result (elements that lie on one another). What was saved for
+ * refused; so is what has no well-defined result (elements that lie on one another), and a copy that stands for a
+ * view (Tensor.view where the layout made it copy). What was saved for
  * backward and is overwritten is an error there, found by the storage's version (tape.h). While nothing is
  * recorded, or where nothing has a gradient, a write is only a write.
  *

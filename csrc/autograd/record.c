@@ -22,8 +22,10 @@ int asen_op_apply(asen_op op, asen_tensor *const *in, int n_in, const asen_attrs
     int status = asen_op_run_used(op, in, n_in, &own, used, out, n_out);
     if (status == ASEN_OK) {
         status = asen_tape_record(op, in, used, n_in <= ASEN_FEW_INPUTS ? versions : NULL, n_in, &own, out, *n_out);
-        if (status == ASEN_OK && (asen_op_get(op)->flags & ASEN_IS_VIEW) && out[0]->storage == in[0]->storage)
+        if (status == ASEN_OK && (asen_op_get(op)->flags & ASEN_IS_VIEW) && out[0]->storage == in[0]->storage) {
+            out[0]->unwritable = in[0]->unwritable;
             status = asen_aliases_join(in[0], out[0]);
+        }
         if (status != ASEN_OK) {
             asen_fail_prefix("%s", asen_op_get(op)->name);
             for (int k = 0; k < *n_out; k++) {

@@ -146,7 +146,10 @@ int asen_tensor_view(asen_storage *storage, asen_dtype dtype, int ndim, const in
 int asen_tensor_detach(const asen_tensor *t, asen_tensor **out)
 {
     *out = NULL;
-    return tensor_make(asen_storage_retain(t->storage), t->dtype, t->ndim, t->shape, t->stride, t->offset, out);
+    int status = tensor_make(asen_storage_retain(t->storage), t->dtype, t->ndim, t->shape, t->stride, t->offset, out);
+    if (status == ASEN_OK)
+        (*out)->unwritable = t->unwritable;
+    return status;
 }
 
 asen_tensor *asen_tensor_retain(asen_tensor *tensor)

@@ -23,6 +23,7 @@ struct asen_tensor {
     int slot;                      /* which output of the history's op this is */
     ASEN_ATOMIC(bool) aliases_base; /* of those, the one that the others are views of */
     bool unrecorded_view;          /* a view, made while nothing was recorded */
+    bool unwritable;               /* a copy that stands for a view: a write would not reach what was viewed */
     ASEN_ATOMIC(asen_history *) aliases; /* owned; the tensors that are views of one another (autograd/inplace.h), or NULL;
                                       set once */
     ASEN_ATOMIC(uint64_t) aliases_seen; /* how often those had been rewritten when `history` was made */

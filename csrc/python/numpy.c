@@ -214,8 +214,10 @@ static PyObject *owned(PyObject *module, PyObject *object)
         Py_END_ALLOW_THREADS
     }
     Py_DECREF(given);
-    if (status == ASEN_OK)
+    if (status == ASEN_OK) {
+        result->unwritable = false; /* whoever owns it writes it */
         return asen_py_wrap(state, result);
+    }
     asen_tensor_release(result);
     return asen_py_raise(status);
 }

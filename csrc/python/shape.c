@@ -116,11 +116,14 @@ static PyObject *method_t(PyObject *self, PyObject *unused)
 
 static PyObject *method_view(PyObject *self, PyObject *const *args, Py_ssize_t n)
 {
-    return asen_py_call_op(asen_py_state_of_tensor(self), ASEN_OP_reshape, self, args, n, NULL);
+    PyObject *result = asen_py_call_op(asen_py_state_of_tensor(self), ASEN_OP_reshape, self, args, n, NULL);
+    if (result != NULL && self_tensor(result)->storage != self_tensor(self)->storage)
+        self_tensor(result)->unwritable = true;
+    return result;
 }
 
 PyMethodDef asen_py_shape_methods[] = {
-    {"view", (PyCFunction)(void (*)(void))method_view, METH_FASTCALL, "The same as reshape."},
+    {"view", (PyCFunction)(void (*)(void))method_view, METH_FASTCALL, "reshape(); a copy that the layout asks for cannot be written in place, since the write would not reach this tensor."},
     {"flatten", (PyCFunction)(void (*)(void))method_flatten, METH_VARARGS | METH_KEYWORDS,
      "flatten(start_dim=0, end_dim=-1): the dims from start_dim to end_dim as one."},
     {"unsqueeze", (PyCFunction)(void (*)(void))method_unsqueeze, METH_VARARGS | METH_KEYWORDS,
