@@ -122,3 +122,19 @@ def test_bars_keep_no_thread():
     with open(os.devnull, "w") as file:
         assert list(bar(range(3), file=file)) == [0, 1, 2]
     assert (tqdm.tqdm.monitor, threading.active_count()) == before
+
+
+def test_an_event_that_is_set_between_a_look_and_a_wait_is_seen():
+    """Who sets it wakes those it finds waiting: one that is about to wait must be found, or find it set."""
+    event = Event()
+
+    class Setting(list):
+        def append(self, item):
+            event.set()
+            super().append(item)
+
+    event._waiting = Setting()
+    waiter = threading.Thread(target=event.wait, daemon=True)
+    waiter.start()
+    waiter.join(30)
+    assert not waiter.is_alive()
