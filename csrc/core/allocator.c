@@ -97,7 +97,10 @@ asen_allocator *asen_allocator_new(const asen_memory *memory, const char *name)
     a->name = name;
     const char *uncached = getenv("ASENPP_NO_MEMORY_CACHE");
     a->uncached = uncached != NULL && strcmp(uncached, "1") == 0;
-    pthread_mutex_init(&a->lock, NULL);
+    if (pthread_mutex_init(&a->lock, NULL) != 0) {
+        free(a);
+        return NULL;
+    }
     return a;
 }
 
