@@ -3,9 +3,9 @@
  * In memory a dense tensor is (outer, n, inner) around the dim: element j of line (o, i) lies at
  * (o * n + j) * inner + i. Sorting merges: runs of w become runs of 2 w in log2(n) passes over an array of
  * places (int32), in which every element finds its new place in its pair of runs by binary search
- * (Cormen et al., "Introduction to Algorithms", 26: merging in parallel). So it is stable, takes lines of
- * up to 2^31 - 1 elements, and gives the same bits every time: O(n log^2 n) comparisons a line. One element (max, argmax) is a search,
- * a warp a line. The gradient of gather adds up a line in one thread, in order. */
+ * (Cormen et al., "Introduction to Algorithms", 26: merging in parallel). So it is stable, takes lines of up to
+ * 2^31 - 1 elements, and gives the same bits every time: O(n log^2 n) comparisons a line. One element (max,
+ * argmax) is a search, a warp a line. The gradient of gather adds up a line in one thread, in order. */
 #include "index.cuh"
 
 namespace {
