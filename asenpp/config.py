@@ -58,11 +58,20 @@ DEFAULTS: dict[str, Any] = {
         "LOCAL_SIZE": 112,
         "THRESHOLD": 0.4,
         "EXIF": False,                          # + turn images as their EXIF orientation says
+        "AUGMENT": {                            # + training images changed at random, each epoch anew
+            "FLIP": 0.0,                        #   probability of being mirrored left to right
+            "CROP": 1.0,                        #   random resized crops of at least this part of the area
+            "ERASE": 0.0,                       #   probability of a rectangle without content
+            "JITTER": 0.0,                      #   brightness, contrast, saturation times 1 - x … 1 + x
+            "JITTER_COLOUR": False,             #   JITTER also where an attribute is called colour
+        },
     },
     "DATA": {
         "NUM_WORKERS": 4,
         "NUM_TRIPLETS": 100000,
-        "TRAIN_BATCHSIZE": 16,
+        "TRAIN_BATCHSIZE": 16,                  #   triplets with SOLVER.LOSS triplet, else images
+        "NUM_IMAGES": 0,                        # + images an epoch where SOLVER.LOSS is not triplet; 0: all
+        "IMAGES_PER_VALUE": 4,                  # + images of one value that a batch of images holds together
         "TEST_BATCHSIZE": 64,
         "BASE_PATH": "data",
         "DATASET": "",
@@ -77,6 +86,15 @@ DEFAULTS: dict[str, Any] = {
         "EVAL_STEPS": 1,
         "OPTIMIZER_NAME": "Adam",
         "TYPE": "StepLR",
+        "LOSS": "triplet",                      # +
+        "SCALE": 16.0,                          # + s of the cosine loss
+        "TEMPERATURE": 0.1,                     # + tau of the supcon loss
+        "LABEL_SMOOTHING": 0.0,                 # + of the cosine loss
+        "HEAD_LR_FACTOR": 10.0,                 # + learning rate of the heads of the cosine loss: BASE_LR times this
+        "WARMUP_STEPS": 0,                      # + of TYPE WarmupCosine
+        "ACCUMULATE": 1,                        # + parts in which a batch is taken, their gradients summed
+        "EMA_DECAY": 0.0,                       # + of the moving average of the weights; 0: none is kept
+        "EARLY_STOP": 0,                        # + evaluations without a better mAP that end a training; 0: none do
         "OBJECTIVE": "combined",                # +
         "AMP": "off",                           # +
         "STEP_SIZE": 3,
@@ -102,7 +120,8 @@ CHOICES = {
     "MODEL.GLOBAL.BACKBONE.NAME": ("resnet18", "resnet34", "resnet50"),
     "MODEL.LOCAL.BACKBONE.NAME": ("resnet18", "resnet34", "resnet50"),
     "SOLVER.OPTIMIZER_NAME": ("Adam", "AdamW", "SGD"),
-    "SOLVER.TYPE": ("StepLR", "CosineAnnealingLR"),
+    "SOLVER.TYPE": ("StepLR", "CosineAnnealingLR", "WarmupCosine"),
+    "SOLVER.LOSS": ("triplet", "cosine", "supcon", "dense_triplet"),
     "SOLVER.OBJECTIVE": ("combined", "anchor"),
     "SOLVER.AMP": ("off", "tf32", "bf16", "fp16"),
 }
@@ -510,8 +529,9 @@ _POSITIVE = """MODEL.EMBED_SIZE MODEL.ATTRIBUTE.EMBED_SIZE MODEL.GLOBAL.BACKBONE
     MODEL.LOCAL.ATTENTION.SPATIAL.COMMON_EMBED_SIZE MODEL.GLOBAL.ATTENTION.CHANNEL.REDUCTION_RATE
     MODEL.LOCAL.ATTENTION.CHANNEL.REDUCTION_RATE HEAD.in_features HEAD.out_features HEAD.s
     INPUT.GLOBAL_SIZE INPUT.LOCAL_SIZE DATA.NUM_TRIPLETS DATA.TRAIN_BATCHSIZE DATA.TEST_BATCHSIZE
-    SOLVER.EVAL_STEPS SOLVER.STEP_SIZE SOLVER.EPOCHS SOLVER.LOG_PERIOD SOLVER.DECAY_RATE""".split()
-_NOT_NEGATIVE = """SEED NUM_THREADS DATA.NUM_WORKERS EVAL.SUBSET LOGGER.LEVEL SOLVER.BASE_LR
+    SOLVER.EVAL_STEPS SOLVER.STEP_SIZE SOLVER.EPOCHS SOLVER.LOG_PERIOD SOLVER.DECAY_RATE SOLVER.SCALE
+    SOLVER.TEMPERATURE SOLVER.HEAD_LR_FACTOR SOLVER.ACCUMULATE DATA.IMAGES_PER_VALUE""".split()
+_NOT_NEGATIVE = """DATA.NUM_IMAGES SOLVER.WARMUP_STEPS SOLVER.EARLY_STOP SEED NUM_THREADS DATA.NUM_WORKERS EVAL.SUBSET LOGGER.LEVEL SOLVER.BASE_LR
     SOLVER.BASE_LR_SLOW SOLVER.ALIGN_WEIGHT SOLVER.LOCAL_WEIGHT SOLVER.GLOBAL_WEIGHT
     SOLVER.MARGIN""".split()
 
@@ -546,6 +566,7 @@ class _Check:
         for key, choices in CHOICES.items():
             self.need(self.get(key) in choices, key, f"is {_shown(self.get(key))}: it must be {_either(choices)}")
         self.ranges()
+        self.learning()
         self.branches()
         self.attributes()
         self.style()
@@ -567,6 +588,33 @@ class _Check:
         root = self.get("DATA.IMAGE_ROOT") or ""
         unknown = [field for field in re.findall(r"\{.*?\}", root) if field != "{split}"]
         self.need(not unknown, "DATA.IMAGE_ROOT", f"holds {', '.join(unknown)}: only {{split}} is known")
+
+    def learning(self) -> None:
+        """Keys of objectives and training aids: their ranges, and which go together."""
+        for key, low, high, what in (
+                ("INPUT.AUGMENT.FLIP", 0, 1, "a probability, in [0, 1]"),
+                ("INPUT.AUGMENT.ERASE", 0, 1, "a probability, in [0, 1]"),
+                ("INPUT.AUGMENT.JITTER", 0, 1, "the range of a factor, in [0, 1]"),
+                ("SOLVER.LABEL_SMOOTHING", 0, 0.999, "in [0, 1)"), ("SOLVER.EMA_DECAY", 0, 0.999999, "in [0, 1)"),
+                ("INPUT.AUGMENT.CROP", 0.01, 1, "the least part of the area that is left, in [0.01, 1]")):
+            value = self.get(key)
+            self.need(value is not None and low <= value <= high, key, f"is {_shown(value)}: it must be {what}")
+        loss, accumulate = self.get("SOLVER.LOSS"), self.get("SOLVER.ACCUMULATE")
+        self.need(accumulate == 1 or loss in ("triplet", "cosine"), "SOLVER.ACCUMULATE",
+                  f"is {accumulate}, but the terms of SOLVER.LOSS {loss} are pairs of the whole batch: a part of it has "
+                  "others; it must be 1")
+        self.need(accumulate <= self.get("DATA.TRAIN_BATCHSIZE"), "SOLVER.ACCUMULATE",
+                  f"is {accumulate}: a batch of {self.get('DATA.TRAIN_BATCHSIZE')} (DATA.TRAIN_BATCHSIZE) has fewer parts")
+        self.need(self.get("SOLVER.WARMUP_STEPS") == 0 or self.get("SOLVER.TYPE") == "WarmupCosine",
+                  "SOLVER.WARMUP_STEPS", f"is {self.get('SOLVER.WARMUP_STEPS')}, but SOLVER.TYPE "
+                  f"{self.get('SOLVER.TYPE')} goes by epochs: it must be 0, or the type WarmupCosine")
+        self.need(self.get("SOLVER.LABEL_SMOOTHING") == 0 or loss == "cosine", "SOLVER.LABEL_SMOOTHING",
+                  f"is {self.get('SOLVER.LABEL_SMOOTHING')}, but only SOLVER.LOSS cosine has labels to smooth")
+        augment, names = self.values["INPUT"]["AUGMENT"], self.get("DATA.ATTRIBUTES.NAME")
+        coloured = [name for name in names if isinstance(name, str) and re.search("colou?r", name, re.IGNORECASE)]
+        self.need(not augment["JITTER"] or augment["JITTER_COLOUR"] or not coloured, "INPUT.AUGMENT.JITTER",
+                  f"is {augment['JITTER']}, but the attribute {''.join(coloured[:1])} is what it would blur: it must be 0, "
+                  "or INPUT.AUGMENT.JITTER_COLOUR True")
 
     def branches(self) -> None:
         for branch in ("GLOBAL", "LOCAL"):
@@ -614,6 +662,9 @@ class _Check:
 
     def style(self) -> None:
         kind, sizes = self.get("MODEL.TYPE"), self.get("DATA.ATTRIBUTES.NUM")
+        self.need(kind == "ASEN" or self.get("SOLVER.LOSS") == "triplet" and self.get("SOLVER.ACCUMULATE") == 1,
+                  "MODEL.TYPE", f"is {kind}, which trains on triplets, a batch at once: SOLVER.LOSS must be triplet and "
+                  "SOLVER.ACCUMULATE 1")
         if kind == "ASEN":
             self.need(self.get("SOLVER.OBJECTIVE") == "combined", "SOLVER.OBJECTIVE",
                       "is 'anchor', the objective of a classifier: MODEL.TYPE ASEN has none")
