@@ -21,11 +21,11 @@ from ..data.index import EvalSet, load_eval
 from ..metrics import classification_report, format_report, mean_average_precision, total_map
 from ..nn import functional as F
 from .errors import EngineError, Interrupted
+from .images import Images, as_map, take_images
 from .log import MetricsFile, duration, get_logger, progress
 from .precision import Precision
 from .run import choose_device, make_loader, set_threads
 from .state import RunFolder, read, thread_warning
-from .step import Images, as_map
 from .stop import StopSignals
 from .weights import take_weights
 
@@ -113,7 +113,7 @@ class Evaluation:
         for attribute in np.unique(attributes):
             chosen = np.flatnonzero(attributes == attribute)
             asked = np.full(len(chosen), attribute)
-            mine = _take(maps, rows[chosen], len(batch.ids))
+            mine = take_images(maps, rows[chosen])
             embedding, attention = model.attend(mine, asked, "global")
             feature = F.normalize(embedding)
             if model.has_local:
@@ -177,22 +177,6 @@ def _first_queries(data: EvalSet, count: int) -> EvalSet:
         return data
     rows = np.concatenate([queries[:count] for _, queries, _ in data.by_attribute()])
     return dataclasses.replace(data, queries=data.queries.take(np.sort(rows)))
-
-
-def _take(features: Any, rows: np.ndarray, count: int) -> Any:
-    """Feature maps of some rows of a batch of `count`: themselves where that is all of them."""
-    if len(rows) == count and (rows == np.arange(count)).all():
-        return features
-    if hasattr(features, "_replace"):       # StyleFeatures
-        average = features.average
-        return features._replace(map=_take(features.map, rows, count),
-                                 average=None if average is None else _take(average, rows, count))
-    index = F.indices(rows, features)
-    if features.ndim == 2:
-        return features[index]
-    _, channels, height, width = features.shape
-    flat = features.permute(0, 2, 3, 1).reshape(count, height * width * channels)[index]
-    return flat.reshape(len(rows), height, width, channels).permute(0, 3, 1, 2)
 
 
 def evaluate(cfg: Any, split: str = "VALID", checkpoint: str | None = None, model: Any = None) -> dict[str, Any]:

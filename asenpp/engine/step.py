@@ -7,54 +7,17 @@ detached attention maps of this very pass point out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from .. import _asen
 from .._asen import Tensor
-from ..amp import autocast_dtype
 from ..data.samplers import TripletBatch
 from ..nn import functional as F
-from ..transforms import pixel_table
 from . import losses
+from .images import Crops, Images, as_map
 
-__all__ = ["TripletStep", "Images", "Crops"]
-
-# Attention maps (N, H, W) float32 -> the crops they point out, (N, L, L, 3) of the pixels' dtype.
-Crops = Callable[[np.ndarray], np.ndarray]
-
-
-class Images:
-    """Pixels (N, S, S, 3) as images (N, 3, S, S) on a device.
-
-    float32 pixels are normalised already; on the CPU the tensor lies over the same memory. uint8 pixels are moved as
-    they are and normalised there, through a table, to the bits that the CPU has; in autocast's dtype.
-    """
-
-    def __init__(self, cfg: Any, device: str) -> None:
-        self.device = device
-        self.pixel_dtype = np.float32 if device == "cpu" else np.uint8
-        self._table = pixel_table(cfg)
-        self._tables: dict[str, Tensor] = {}
-
-    def __call__(self, pixels: np.ndarray) -> Tensor:
-        images = _asen.from_numpy(pixels).permute(0, 3, 1, 2)
-        if self.device != "cpu":
-            images = images.to(device=self.device)
-        return images if images.dtype != "uint8" else _asen.normalize_pixels(images, self._table_of(
-            autocast_dtype() or "float32"))
-
-    def _table_of(self, dtype: str) -> Tensor:
-        if dtype not in self._tables:
-            self._tables[dtype] = _asen.from_numpy(self._table).to(dtype=dtype).to(device=self.device)
-        return self._tables[dtype]
-
-
-def as_map(attention: Tensor) -> np.ndarray:
-    """Attention maps without their history, as an array on the host."""
-    return attention.detach().to(device="cpu").numpy()
+__all__ = ["TripletStep"]
 
 
 class TripletStep:

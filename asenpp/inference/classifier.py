@@ -15,10 +15,10 @@ from ..basics import no_grad
 from ..config import Config
 from ..data.index import DataError
 from ..engine.errors import EngineError
+from ..engine.images import Images
 from ..engine.precision import Precision
 from ..engine.run import choose_device, set_threads
 from ..engine.state import read
-from ..engine.step import Images
 from ..engine.weights import take_weights
 from ..models import build_model
 from ..transforms import GlobalTransform, decode
