@@ -21,7 +21,7 @@ from ..data.index import EvalSet, load_eval
 from ..metrics import classification_report, format_report, mean_average_precision, total_map
 from ..nn import functional as F
 from .errors import EngineError, Interrupted
-from .images import Images, as_map, take_images
+from .images import Images, as_map, crops_of, take_images
 from .log import MetricsFile, duration, get_logger, progress
 from .precision import Precision
 from .run import choose_device, make_loader, set_threads
@@ -77,18 +77,22 @@ class Evaluation:
         finally:
             model.train(was_training)
         result = self._scores(features, stop)
-        if classes is not None:
-            result["style"] = self._report(classes)
+        if classes is not None and model.has_heads:
+            result["heads"] = {name: self._report(classes, attribute)
+                               for attribute, name in enumerate(self.data.attributes.names) if name in result["attributes"]}
+        elif classes is not None:
+            result["style"] = self._report(classes, 0)
         self._log(result)
         return result
 
     # -- features -----------------------------------------------------------------------------------
 
     def _features(self, model: Any, stop: StopSignals) -> tuple[np.ndarray, np.ndarray | None]:
-        """(pairs, D) float32, and for style models the class predicted for each pair of attribute 0."""
+        """(pairs, D) float32, and where the model classifies the value predicted for each pair: style models for those
+        of attribute 0, heads for all."""
         images, size = self.wanted.images, self.cfg.DATA.TEST_BATCHSIZE
         features = np.empty((len(self.wanted.pairs), self._width()), np.float32)
-        classes = np.full(len(features), -1, np.int64) if self.cfg.MODEL.TYPE != "ASEN" else None
+        classes = np.full(len(features), -1, np.int64) if self._classifies(model) else None
         starts = range(0, len(images), size)
         batches = self.loader.iterate((images[a:a + size].tolist(), a) for a in starts)
         began = time.monotonic()
@@ -105,27 +109,31 @@ class Evaluation:
             batches.close()
         return features, classes
 
+    def _classifies(self, model: Any) -> bool:
+        return self.cfg.MODEL.TYPE != "ASEN" or model.has_heads
+
     def _batch(self, model: Any, batch: Any, features: np.ndarray, classes: np.ndarray | None) -> None:
         wanted, start, beta = self.wanted, batch.extra, self.cfg.SOLVER.BETA
         begin, end = wanted.first[start], wanted.first[start + len(batch.ids)]
         rows, attributes = wanted.pairs[begin:end, 0] - start, wanted.pairs[begin:end, 1]
-        maps = model.backbone(self.images(batch.pixels), "global")
+        maps, keys = model.backbone(self.images(batch.pixels), "global"), None
         for attribute in np.unique(attributes):
             chosen = np.flatnonzero(attributes == attribute)
             asked = np.full(len(chosen), attribute)
-            mine = take_images(maps, rows[chosen])
-            embedding, attention = model.attend(mine, asked, "global")
+            mine, local = take_images(maps, rows[chosen]), None
+            if mine is maps and keys is None:       # all images of the batch, perhaps not for the last time
+                keys = model.keys(maps)
+            embedding, attention = model.attend(mine, asked, "global", keys if mine is maps else None)
             feature = F.normalize(embedding)
             if model.has_local:
-                some = dataclasses.replace(batch, ids=[batch.ids[r] for r in rows[chosen]],
-                                           images=[batch.images[r] for r in rows[chosen]])
-                crops = self.images(some.local(as_map(attention)))
+                crops = self.images(crops_of(batch)(as_map(attention), rows[chosen]))
                 local = F.normalize(model.forward_branch("local", crops, asked)[0])
                 feature = _asen.cat([feature * math.sqrt(beta), local * math.sqrt(1 - beta)], dim=1)
             features[begin + chosen] = feature.to(device="cpu").numpy()
-            if classes is not None and attribute == 0:
-                logits = model.logits(embedding, mine).to(device="cpu").numpy()
-                classes[begin + chosen] = logits.argmax(axis=1)
+            if classes is not None and (model.has_heads or attribute == 0):
+                logits = (model.classify(embedding, int(attribute), local) if model.has_heads
+                          else model.logits(embedding, mine))
+                classes[begin + chosen] = logits.to(device="cpu").numpy().argmax(axis=1)
 
     # -- scores -------------------------------------------------------------------------------------
 
@@ -150,16 +158,17 @@ class Evaluation:
         return {"split": self.split, "mAP": total_map(scores, counts), "attributes": scores, "queries": counts,
                 "images": len(wanted.images), "subset": self.cfg.EVAL.SUBSET}
 
-    def _report(self, classes: np.ndarray) -> dict[str, Any]:
-        """Classification of attribute 0 over queries and candidates together."""
+    def _report(self, classes: np.ndarray, attribute: int) -> dict[str, Any]:
+        """Classification of an attribute over queries and candidates together."""
         data, wanted = self.data, self.wanted
         truth, guess = [], []
         for labels, pairs in ((data.queries, wanted.queries), (data.candidates, wanted.candidates)):
-            mine = labels.attributes == 0
+            mine = labels.attributes == attribute
             truth.append(labels.values[mine])
             guess.append(classes[pairs[mine]])
         values = self.cfg.DATA.ATTRIBUTES.get("VALUES")
-        names = list(values[0]) if values and values[0] else [str(i) for i in range(data.attributes.sizes[0])]
+        names = (list(values[attribute]) if values and values[attribute] else
+                 [str(i) for i in range(data.attributes.sizes[attribute])])
         return classification_report(np.concatenate(truth), np.concatenate(guess), names)
 
     def _log(self, result: dict[str, Any]) -> None:
@@ -169,6 +178,9 @@ class Evaluation:
         if "style" in result:
             for line in format_report(result["style"]).splitlines():
                 self.logger.info(line)
+        for name, report in result.get("heads", {}).items():
+            self.logger.info("%s, told by its head: accuracy %.4f, macro F1 %.4f", name, report["accuracy"],
+                             report["macro"]["f1"])
 
 
 def _first_queries(data: EvalSet, count: int) -> EvalSet:
@@ -186,8 +198,8 @@ def evaluate(cfg: Any, split: str = "VALID", checkpoint: str | None = None, mode
     where it is (DEVICE is not looked at then).
 
     Returns {"split", "mAP" (mean over attributes weighted by queries, in [0, 1]), "attributes"
-    {name: mAP}, "queries" {name: count}, "images", "subset"}, for style models also "style" (see
-    asenpp.metrics.classification_report). With a checkpoint the result is also appended to
+    {name: mAP}, "queries" {name: count}, "images", "subset"}, for style models also "style", and where there are heads
+    "heads" {name: …} (see asenpp.metrics.classification_report). With a checkpoint the result is also appended to
     SAVE_DIR/NAME/metrics.jsonl.
 
     Raises DataError, CheckpointError, EngineError, OSError (an image that cannot be read);

@@ -7,12 +7,13 @@ from typing import Any
 
 from .asen import ASEN
 from .attention import AttributeAttention, AttributeEmbedding
+from .heads import CosineHeads
 from .pretrained import PretrainedError, load_pretrained, pretrained_file
 from .resnet import ResNet, resnet18, resnet34, resnet50
 from .style import ArcMarginHead, ArcStyleClassification, StyleClassification, StyleFeatures
 
 __all__ = ["ASEN", "StyleClassification", "ArcStyleClassification", "ArcMarginHead", "StyleFeatures",
-           "AttributeAttention", "AttributeEmbedding", "ResNet", "resnet18", "resnet34", "resnet50", "build_model",
+           "AttributeAttention", "AttributeEmbedding", "CosineHeads", "ResNet", "resnet18", "resnet34", "resnet50", "build_model",
            "load_pretrained", "pretrain", "PretrainedError"]
 
 _TYPES = {"ASEN": ASEN, "StyleClassification": StyleClassification, "ArcStyleClassification": ArcStyleClassification}

@@ -48,10 +48,16 @@ class AttributeAttention(nn.Module):
             self.fc2 = nn.Linear(channels // reduction_rate, channels)
         self.feature_fc = nn.Linear(channels, embed_size)
 
-    def forward(self, x: Tensor, a: Tensor) -> tuple[Tensor, Tensor | None]:
+    def keys(self, x: Tensor) -> Tensor | None:
+        """conv1x1(x), (B, Cc, H, W): what all attributes of an image share. None without spatial attention."""
+        return raised(self.conv(x)) if self.spatial else None
+
+    def forward(self, x: Tensor, a: Tensor, keys: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """keys: those of x, where they are at hand."""
         attention_map = None
         if self.spatial:
-            v, attention_map = F.spatial_attention(x, raised(self.conv(x)), F.tanh(self.attr_transform1(a)))
+            z = self.keys(x) if keys is None else keys
+            v, attention_map = F.spatial_attention(x, z, F.tanh(self.attr_transform1(a)))
         else:
             v = x.mean(dims=(2, 3))
         if self.channel:

@@ -33,6 +33,7 @@ class _StyleMixin(nn.Module):
     """The methods that both classifiers share; `embedder` is their ASEN."""
 
     needs_average = True
+    has_heads = False       # of ASEN's kind
 
     @property
     def embedder(self) -> ASEN:
@@ -45,12 +46,16 @@ class _StyleMixin(nn.Module):
         average = net.layer4_average(features, groups) if self.needs_average and branch == "global" else None
         return StyleFeatures(features, average)
 
-    def attend(self, features: StyleFeatures | Tensor, attributes: Any,
-               branch: str = "global") -> tuple[Tensor, Tensor | None]:
+    def keys(self, features: StyleFeatures | Tensor, branch: str = "global") -> Tensor | None:
+        """See ASEN.keys."""
+        return ASEN.keys(self.embedder, features.map if isinstance(features, StyleFeatures) else features, branch)
+
+    def attend(self, features: StyleFeatures | Tensor, attributes: Any, branch: str = "global",
+               keys: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Embedding (B, EMBED_SIZE) and attention map (B, H, W)."""
         if isinstance(features, StyleFeatures):
             features = features.map
-        return ASEN.attend(self.embedder, features, attributes, branch)
+        return ASEN.attend(self.embedder, features, attributes, branch, keys)
 
     def forward_branch(self, branch: str, images: Tensor, attributes: Any,
                        groups: int = 1) -> tuple[Tensor, Tensor | None]:
@@ -76,9 +81,9 @@ class _StyleMixin(nn.Module):
     def logits(self, embedding: Tensor, features: StyleFeatures, labels: Any = None) -> Tensor:
         raise NotImplementedError
 
-    def parameter_groups(self, lr: float, lr_slow: float) -> list[dict[str, Any]]:
-        """Groups for an optimizer; the head's parameters are with the global ones."""
-        return parameter_groups(self, self.embedder, lr, lr_slow)
+    def parameter_groups(self, lr: float, lr_slow: float, head_factor: float = 1.0) -> list[dict[str, Any]]:
+        """Groups for an optimizer; the classifier's parameters are with the global ones."""
+        return parameter_groups(self, self.embedder, lr, lr_slow, head_factor)
 
 
 class StyleClassification(_StyleMixin, ASEN):
