@@ -169,6 +169,59 @@ def test_rates_are_pytorchs(case):
             again.step()
 
 
+@pytest.mark.parametrize("warmup", [0, 1, 12])
+def test_warmup_and_cosine_are_lambda_lrs(warmup):
+    """Fifty steps, ten past the end, two groups of different base rates; from the first step on, and after a reload."""
+    ours, theirs = parameters()
+    bases, low, total = (1e-3, 3e-2), 1e-5, 40
+
+    def make():
+        sgd = optim.SGD([{"params": ours[:2]}, {"params": ours[2:], "lr": bases[1]}], lr=bases[0])
+        return sgd, lr_scheduler.WarmupCosine(sgd, warmup, total, eta_min=low)
+
+    def factor(base):
+        def at(t):
+            if t < warmup:
+                return (t + 1) / warmup
+            part = min((t - warmup) / (total - warmup), 1)
+            return (low + (base - low) * (1 + np.cos(np.pi * part)) / 2) / base
+        return at
+
+    b = torch.optim.SGD([{"params": theirs[:2]}, {"params": theirs[2:], "lr": bases[1]}], lr=bases[0])
+    second = torch.optim.lr_scheduler.LambdaLR(b, [factor(base) for base in bases])
+    a, first = make()
+    seen, states = [], []
+    for step in range(50):
+        assert first.get_last_lr() == [group["lr"] for group in a.param_groups]
+        np.testing.assert_allclose(first.get_last_lr(), second.get_last_lr(), rtol=1e-12, err_msg=str(step))
+        seen.append(first.get_last_lr()), states.append((first.state_dict(), a.state_dict()))
+        b.step(), first.step(), second.step()
+    assert seen[max(warmup - 1, 0)] == list(bases) == [max(rates) for rates in zip(*seen)]
+    assert seen[total - 1][0] > low and seen[total:] == [[low, low]] * (50 - total)
+    for stop in (0, 5, 20, 45):
+        again_a, again = make()
+        again_a.load_state_dict(states[stop][1])
+        again.load_state_dict(states[stop][0])
+        for step in range(stop, 50):
+            assert again.get_last_lr() == seen[step] == [group["lr"] for group in again_a.param_groups]
+            again.step()
+
+
+def test_states_of_another_schedule_are_refused():
+    """Each is told what the given state lacks, and goes on as it was."""
+    make = {"StepLR": lambda o: lr_scheduler.StepLR(o, 3), "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 7),
+            "WarmupCosine": lambda o: lr_scheduler.WarmupCosine(o, 3, 9)}
+    for name, build in make.items():
+        for other in make.keys() - {name}:
+            ours, _ = parameters()
+            schedule, given = build(optim.SGD(ours, lr=0.1)), make[other](optim.SGD(ours, lr=0.2))
+            given.step()
+            before = schedule.state_dict()
+            with pytest.raises(ValueError, match=f"{name}: the given state has no .*it is not that of a {name}"):
+                schedule.load_state_dict(given.state_dict())
+            assert schedule.state_dict() == before
+
+
 def test_schedules_refuse():
     ours, _ = parameters()
     sgd = optim.SGD(ours)
@@ -176,6 +229,10 @@ def test_schedules_refuse():
         lr_scheduler.StepLR(sgd, 0)
     with pytest.raises(ValueError, match="T_max is 0"):
         lr_scheduler.CosineAnnealingLR(sgd, 0)
+    with pytest.raises(ValueError, match="warmup_steps is 20 and total_steps 20"):
+        lr_scheduler.WarmupCosine(sgd, 20, 20)
+    with pytest.raises(ValueError, match="warmup_steps is -1"):
+        lr_scheduler.WarmupCosine(sgd, -1, 20)
     state = lr_scheduler.StepLR(sgd, 1).state_dict()
     with pytest.raises(ValueError, match="has 2 groups"):
         lr_scheduler.StepLR(sgd, 1).load_state_dict(dict(state, base_lrs=[1, 2]))
