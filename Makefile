@@ -11,7 +11,7 @@ TEST_PACKAGES = $(VENV)/asenpp-test-packages
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DELETE_ON_ERROR:
-.PHONY: help system venv install fashion-mnist test-packages test lint sanitize tsan forks differential fuzz cuda test-gpu sanitize-gpu \
+.PHONY: help system venv install fashion-mnist ablation test-packages test lint sanitize tsan forks differential fuzz cuda test-gpu sanitize-gpu \
         cuda-packages test-sim mutants cudnn-plans interrupts inplace dev clean force
 
 help:           ## this list
@@ -20,6 +20,14 @@ help:           ## this list
 fashion-mnist: EXTRA_PACKAGES = dataset-fashion-mnist
 fashion-mnist: install  ## prepare FashionMNIST, train both stages, test, print the table (QUICK=1: reduced)
 	sh scripts/fashion-mnist.sh $(PY)
+
+# Studies that look at TEST wait until the choices made on VALID stand in benchmarks/learning/studies.py, committed.
+ablation: EXTRA_PACKAGES = dataset-fashion-mnist
+ablation: install       ## train each objective and aid, print tables and bars (hours; goes on after a stop; ONLY=REGEX)
+	$(PY) -m asenpp.data fashion_mnist --out data/FashionMNIST
+	$(PY) benchmarks/learning run $(if $(ONLY),--only '$(ONLY)')
+	$(PY) benchmarks/learning summary
+	$(PY) benchmarks/learning bars
 
 test: test-packages     ## run the tests
 	$(PY) -m pytest

@@ -15,13 +15,15 @@ import subprocess
 from pathlib import Path
 
 
-def commit(root: Path) -> str:
-    """The commit of a checkout, with "+" where tracked files differ from it."""
+def commit(root: Path, but: str = "") -> str:
+    """The commit of a checkout, with "+" where tracked files differ from it; but: a folder that may (results, which
+    grow while they are made)."""
     def git(*args: str) -> str:
         return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True).stdout.strip()
 
     head = git("rev-parse", "HEAD")
-    return (head or "unknown") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *([f":!{but}"] if but else []))
+    return (head or "unknown") + ("+" if changed else "")
 
 
 def processor() -> str:
@@ -50,9 +52,9 @@ def machine(**checkouts: Path) -> dict:
             "environment": {k: v for k, v in os.environ.items() if k.startswith(("OMP_", "GOMP_", "ASENPP_"))}}
 
 
-def campaign() -> dict:
-    """The head of a campaign's result."""
-    return {"commit": commit(Path(__file__).resolve().parent.parent), **_here()}
+def campaign(but: str = "") -> dict:
+    """The head of a campaign's result. but: see commit."""
+    return {"commit": commit(Path(__file__).resolve().parent.parent, but), **_here()}
 
 
 def _here() -> dict:
