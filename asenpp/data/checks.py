@@ -15,33 +15,40 @@ import numpy as np
 from .index import Attributes, DataError, EvalSet, TrainSet
 
 
-def usable_values(train_set: TrainSet, skip: bool = False) -> list[list[int]]:
-    """Per attribute the values that triplets can be drawn from: all of them, or DataError.
+def usable_values(train_set: TrainSet, skip: bool = False, images: int = 2) -> list[list[int]]:
+    """Per attribute the values that can be trained on: all of them, or DataError.
 
-    A value needs two different images (anchor and positive), an attribute two such values.
+    A value needs `images` different images, an attribute two such values, so that something differs.
     skip: DATA.SKIP_UNUSABLE_VALUES: leave out the values that do not, and the attributes with fewer
     than two values left (their lists are empty); an error only when nothing is left.
+    images: 2 for the losses over pairs of equal value (triplet, supcon, dense_triplet), 1 for cosine,
+    which compares an image to the weights of the values: one image teaches it something.
     """
+    if images not in (1, 2):
+        raise ValueError(f"usable_values: images={images}, 1 or 2 was expected")
+    needed = "at least one is needed" if images == 1 else "at least two are needed"
     usable: list[list[int]] = []
     remedy = ("give it more images, change DATA.ATTRIBUTES, or set DATA.SKIP_UNUSABLE_VALUES True "
               "to train without it")
     problems = []
     for attribute, (name, lists) in enumerate(zip(train_set.attributes.names, train_set.table)):
-        counts = [len(set(images)) for images in lists]
+        counts = [len(set(ids)) for ids in lists]
         problems += [f"attribute {attribute} ({name}), value {value}: {count} "
-                     f"image{'s' * (count != 1)}, at least two are needed"
-                     for value, count in enumerate(counts) if count < 2]
+                     f"image{'s' * (count != 1)}, {needed}"
+                     for value, count in enumerate(counts) if count < images]
         if len(lists) < 2:
             problems.append(f"attribute {attribute} ({name}) has one value only, so nothing differs in it")
-        kept = [value for value, count in enumerate(counts) if count >= 2]
+        kept = [value for value, count in enumerate(counts) if count >= images]
         usable.append(kept if len(kept) >= 2 else [])
     if problems and not skip:
         more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
         raise DataError(f"data set {train_set.dataset}, training labels: " + "; ".join(problems[:5])
                         + f"{more}; {remedy}")
     if not any(usable):
-        raise DataError(f"data set {train_set.dataset}: no attribute has two values with two images "
-                        "each, so no triplet can be drawn; check DATA.GROUNDTRUTH.TRAIN")
+        lack = ("an image each, so nothing can be told apart" if images == 1 else
+                "two images each, so no triplet can be drawn")
+        raise DataError(f"data set {train_set.dataset}: no attribute has two values with {lack}; "
+                        "check DATA.GROUNDTRUTH.TRAIN")
     return usable
 
 

@@ -127,7 +127,14 @@ class TripletSampler:
                 "num_triplets": self.num_triplets, "batch_size": self.batch_size}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state: the next iteration goes on where it was taken."""
+        """Take up a state: the next iteration goes on where it was taken.
+
+        Raises DataError for the state of a BalancedSampler, and for one from the middle of an epoch
+        with another number of triplets or batch size.
+        """
+        if "state" not in state:
+            raise DataError("the checkpoint was trained on batches of images, not on triplets (SOLVER.LOSS triplet): "
+                            "keep its SOLVER.LOSS to go on, or take its weights up under another NAME")
         for name in ("num_triplets", "batch_size"):
             if state["batch"] and state[name] != getattr(self, name):
                 raise DataError(f"the checkpoint stands in the middle of an epoch with {name} "
