@@ -820,10 +820,11 @@ def metrics_rank(scores: _Buffer, order: _Buffer, /) -> None:
 def metrics_average_precision(scores: _Buffer, relevant: _Buffer, /) -> float:
     """AP of scores (n,) float64 with relevant (n,) bool."""
 
-def metrics_average_precisions(queries: _Buffer, candidates: _Buffer, q_values: _Buffer, c_values: _Buffer, ap: _Buffer,
-                               threads: int, progress: Callable[[int, int], object] | None, /) -> None:
-    """ap (Q,) float64 := AP of each of queries (Q, D) float32 over candidates (C, D) float32;
-    relevant are the candidates with c_values (C,) int64 equal to q_values (Q,) int64.
+def metrics_retrieval(queries: _Buffer, candidates: _Buffer, q_values: _Buffer, c_values: _Buffer, table: _Buffer,
+                      threads: int, progress: Callable[[int, int], object] | None, /) -> None:
+    """table (Q, 6) float64 := AP, recall@1, recall@5, recall@10, precision@10 and MAP@R of
+    each of queries (Q, D) float32 over candidates (C, D) float32; relevant are the
+    candidates with c_values (C,) int64 equal to q_values (Q,) int64.
     progress(done, total) is called after each block of queries, unless None.
     """
 

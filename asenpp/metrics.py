@@ -1,7 +1,8 @@
 """Retrieval and classification metrics.
 
 Ranking: candidates by falling similarity, ties in candidate order; average precision over the
-whole ranking, as ASEN++ evaluates (Dong et al. 2021). Long rankings run in C, block by block, so
+whole ranking, as ASEN++ evaluates (Dong et al. 2021), and in the same pass the metrics of metric
+learning (Musgrave et al. 2020). All scores are in [0, 1]. Long rankings run in C, block by block, so
 that nothing of the size queries x candidates is ever stored.
 """
 
@@ -16,8 +17,11 @@ import numpy as np
 
 from . import _asen
 
-__all__ = ["average_precision", "classification_report", "format_report", "mean_average_precision",
-           "ranking", "total_map"]
+__all__ = ["METRICS", "average_precision", "classification_report", "format_metrics", "format_report",
+           "mean_average_precision", "ranking", "retrieval_metrics", "total_map", "total_metrics"]
+
+METRICS = ("mAP", "recall@1", "recall@5", "recall@10", "precision@10", "map@r")
+"""The names of `retrieval_metrics`, in the order of csrc/metrics/metrics.h."""
 
 
 def _scores(scores, what: str) -> np.ndarray:
@@ -29,13 +33,12 @@ def _scores(scores, what: str) -> np.ndarray:
     return np.ascontiguousarray(array, np.float64)
 
 
-def _features(vectors, name: str) -> np.ndarray:
+def _features(vectors, name: str, what: str) -> np.ndarray:
     array = np.asarray(vectors)
     if array.dtype.kind != "f":
-        raise TypeError(f"mean_average_precision: {name} of dtype {array.dtype}, expected float32")
+        raise TypeError(f"{what}: {name} of dtype {array.dtype}, expected float32")
     if array.ndim != 2:
-        raise ValueError(f"mean_average_precision: {name} of shape {array.shape}, expected "
-                         f"({name}, dimensions)")
+        raise ValueError(f"{what}: {name} of shape {array.shape}, expected ({name}, dimensions)")
     return np.ascontiguousarray(array, np.float32)
 
 
@@ -107,18 +110,52 @@ def mean_average_precision(queries: Any, candidates: Any, q_values: Any, c_value
     Raises ValueError for shapes that do not fit, no queries, no candidates, or a similarity that
     is NaN (naming query and candidate), TypeError for other dtypes.
     """
-    queries, candidates = _features(queries, "queries"), _features(candidates, "candidates")
-    q_values = _integers(q_values, "q_values", "mean_average_precision")
-    c_values = _integers(c_values, "c_values", "mean_average_precision")
+    ap = _measure("mean_average_precision", queries, candidates, q_values, c_values, threads, progress)[0]
+    return ap if per_query else float(ap.mean())
+
+
+def retrieval_metrics(queries: Any, candidates: Any, q_values: Any, c_values: Any, *,
+                      per_query: bool = False, threads: int | None = None,
+                      progress: Callable[[int, int], object] | None = None) -> dict[str, Any]:
+    """What is measured of ranking all candidates for each query, as means over the queries, in [0, 1].
+
+    Arguments, similarity, relevance, ties and errors are those of `mean_average_precision`; it is one
+    pass, and the mAP has the same bits. With R relevant candidates of a query and P(r) = (relevant
+    among the first r) / r, a query has
+
+        mAP             (1/R) sum of P(r) over all ranks r of relevant candidates: its AP
+        recall@1, @5, @10
+                        1 where at least one of the first K is relevant, else 0: Recall@K as metric
+                        learning has it (Jegou et al. 2011), not the share of the relevant ones found
+        precision@10    relevant among the first 10, over 10
+        map@r           (1/R) sum of P(r) over the ranks r <= R of relevant candidates (Musgrave et al.
+                        2020, "A Metric Learning Reality Check"): 1 where the first R are the relevant
+                        ones, and at most the AP
+
+    All are 0 for a query without a relevant candidate. Candidates that are fewer than K count as a
+    longer ranking whose rest is not relevant: recall@K asks all of them, and precision@10 is still
+    over 10.
+
+    Returns {name: float}, or {name: (Q,) float64} with `per_query`, names as in METRICS.
+    """
+    table = _measure("retrieval_metrics", queries, candidates, q_values, c_values, threads, progress)
+    return {name: column if per_query else float(column.mean()) for name, column in zip(METRICS, table)}
+
+
+def _measure(what: str, queries: Any, candidates: Any, q_values: Any, c_values: Any, threads: int | None,
+             progress: Callable[[int, int], object] | None) -> np.ndarray:
+    """(len(METRICS), Q) float64: each metric of each query."""
+    queries, candidates = _features(queries, "queries", what), _features(candidates, "candidates", what)
+    q_values, c_values = _integers(q_values, "q_values", what), _integers(c_values, "c_values", what)
     if len(queries) == 0:
-        raise ValueError("mean_average_precision: no queries: leave this attribute out")
+        raise ValueError(f"{what}: no queries: leave this attribute out")
     if threads is None:
         threads = _thread_count()
     elif threads < 1:
-        raise ValueError(f"mean_average_precision: threads={threads}, expected at least 1")
-    ap = np.empty(len(queries), np.float64)
-    _asen.metrics_average_precisions(queries, candidates, q_values, c_values, ap, threads, progress)
-    return ap if per_query else float(ap.mean())
+        raise ValueError(f"{what}: threads={threads}, expected at least 1")
+    table = np.empty((len(queries), len(METRICS)), np.float64)
+    _asen.metrics_retrieval(queries, candidates, q_values, c_values, table, threads, progress)
+    return np.ascontiguousarray(table.T)
 
 
 def total_map(per_attribute: Mapping[str, float] | Sequence[float],
@@ -129,30 +166,64 @@ def total_map(per_attribute: Mapping[str, float] | Sequence[float],
     without queries is left out, with a warning. Raises ValueError when they do not match, a count
     is negative or no attribute has queries.
     """
+    return _weighted(_asked("total_map", "mAPs", per_attribute, counts))
+
+
+def total_metrics(per_attribute: Mapping[str, Mapping[str, float]] | Sequence[Mapping[str, float]],
+                  counts: Mapping[str, int] | Sequence[int]) -> dict[str, float]:
+    """For each metric of `retrieval_metrics`, what `total_map` is for mAP: the mean over all queries.
+
+    per_attribute: {attribute: {metric: score}}, or a sequence of {metric: score}; counts likewise.
+    Returns {metric: score}. Raises ValueError as `total_map` does, and where attributes have
+    different metrics.
+    """
+    rows = _asked("total_metrics", "metrics", per_attribute, counts)
+    for row, _ in rows:
+        if row.keys() != rows[0][0].keys():
+            odd = sorted(map(str, row.keys() ^ rows[0][0].keys()))
+            raise ValueError(f"total_metrics: only some attributes have {', '.join(odd)}")
+    return {name: _weighted([(row[name], count) for row, count in rows]) for name in rows[0][0]}
+
+
+def _asked(what: str, noun: str, per_attribute: Any, counts: Any) -> list[tuple[Any, int]]:
+    """(what an attribute has, its queries) of the attributes that have queries: at least one."""
     if isinstance(per_attribute, Mapping) != isinstance(counts, Mapping):
-        raise ValueError("total_map: one argument is a mapping, the other is not")
+        raise ValueError(f"{what}: one argument is a mapping, the other is not")
     if isinstance(counts, Mapping):
         if per_attribute.keys() != counts.keys():
             odd = sorted(map(str, per_attribute.keys() ^ counts.keys()))
-            raise ValueError(f"total_map: only one of mAPs and counts has {', '.join(odd)}")
+            raise ValueError(f"{what}: only one of {noun} and counts has {', '.join(odd)}")
         rows = [(name, per_attribute[name], counts[name]) for name in per_attribute]
     else:
         if len(per_attribute) != len(counts):
-            raise ValueError(f"total_map: {len(per_attribute)} mAPs, {len(counts)} counts")
+            raise ValueError(f"{what}: {len(per_attribute)} {noun}, {len(counts)} counts")
         rows = [(str(i), value, count) for i, (value, count) in enumerate(zip(per_attribute, counts))]
-    total, queries = 0.0, 0
-    for name, value, count in rows:
+    for name, _, count in rows:
         if count < 0:
-            raise ValueError(f"total_map: attribute {name} has {count} queries")
+            raise ValueError(f"{what}: attribute {name} has {count} queries")
         if count == 0:
-            warnings.warn(f"attribute {name} has no queries and is left out of the total mAP",
-                          stacklevel=2)
-            continue
+            warnings.warn(f"attribute {name} has no queries and is left out of the total", stacklevel=3)
+    if not any(count for _, _, count in rows):
+        raise ValueError(f"{what}: no attribute has queries")
+    return [(value, count) for _, value, count in rows if count]
+
+
+def _weighted(rows: list[tuple[float, int]]) -> float:
+    total, queries = 0.0, 0
+    for value, count in rows:
         total += float(value) * count
         queries += count
-    if queries == 0:
-        raise ValueError("total_map: no attribute has queries")
     return total / queries
+
+
+def format_metrics(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    """{attribute or "total": {metric: score}} as text, a line each, scores in [0, 1]:
+
+        category: mAP 0.7602, recall@1 0.8910, …
+    """
+    width = max(map(len, metrics), default=0) + 1
+    return "\n".join(f"{name + ':':{width}} " + ", ".join(f"{metric} {score:.4f}" for metric, score in row.items())
+                     for name, row in metrics.items())
 
 
 def _ratio(part: float, whole: float) -> float:

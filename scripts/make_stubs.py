@@ -213,8 +213,8 @@ parse_yaml(source: str | PathLike[Any] | _Buffer, name: str | None = None) -> _Y
 # Metrics
 metrics_rank(scores: _Buffer, order: _Buffer, /) -> None
 metrics_average_precision(scores: _Buffer, relevant: _Buffer, /) -> float
-metrics_average_precisions(queries: _Buffer, candidates: _Buffer, q_values: _Buffer, c_values: _Buffer,
-    ap: _Buffer, threads: int, progress: Callable[[int, int], object] | None, /) -> None
+metrics_retrieval(queries: _Buffer, candidates: _Buffer, q_values: _Buffer, c_values: _Buffer,
+    table: _Buffer, threads: int, progress: Callable[[int, int], object] | None, /) -> None
 metrics_confusion(truth: _Buffer, predicted: _Buffer, counts: _Buffer, /) -> None
 # Images
 jpeg_size(data: _Buffer, /) -> tuple[int, int]

@@ -1,4 +1,4 @@
-/* Ranking by similarity, average precision over whole rankings, confusion counts.
+/* Ranking by similarity, metrics of whole rankings, confusion counts.
  *
  * A ranking is a stable radix sort of 64-bit elements: the key in the high half, ordered so that
  * ascending means falling score, and a tag in the low half. Sorting is stable and elements start
@@ -20,6 +20,7 @@ enum {
     DIGIT_BITS = 11,
     DIGITS = 3, /* 3 * 11 >= 32 */
     BINS = 1 << DIGIT_BITS,
+    LANES = 8, /* sums that hide the latency of divisions */
     MAX_THREADS = 256
 };
 
@@ -70,24 +71,64 @@ static uint64_t *sort_items(uint64_t *items, uint64_t *other, size_t count)
     return items;
 }
 
-/* AP from a ranking (count) whose elements have bit 0 set where relevant. `ranks` (count) is scratch.
- * The ranks of the relevant ones are gathered first, without a branch that a processor would
- * guess wrongly at every turn; then eight sums hide the latency of the divisions. */
-static double ranked_average_precision(const uint64_t *ranked, size_t count, uint32_t *ranks)
+/* Adds the precisions at the relevant ranks number `from` (a multiple of LANES) to `to`, each to the
+ * sum of its lane. */
+static inline void add_precisions(const uint32_t *ranks, size_t from, size_t to, double sum[LANES])
 {
-    size_t hits = 0, k = 0;
-    double sum[8] = {0};
+    size_t k = from;
+    for (; k + LANES <= to; k += LANES)
+        for (int lane = 0; lane < LANES; lane++)
+            sum[lane] += (double)(k + (size_t)lane + 1) / ranks[k + (size_t)lane];
+    for (; k < to; k++)
+        sum[k % LANES] += (double)(k + 1) / ranks[k];
+}
+
+static double lane_total(const double sum[LANES])
+{
+    return ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
+}
+
+/* How many of the ascending `ranks` (hits) are at most `limit`. */
+static size_t hits_within(const uint32_t *ranks, size_t hits, size_t limit)
+{
+    size_t low = 0, high = hits < limit ? hits : limit; /* ranks are at least 1, 2, 3, ... */
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (ranks[middle] <= limit)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* metrics (ASEN_METRICS) from a ranking (count) whose elements have bit 0 set where relevant. `ranks`
+ * (count) is scratch. The ranks of the relevant ones are gathered first, without a branch that a
+ * processor would guess wrongly at every turn; everything is known from them. The sum of MAP@R is
+ * that of AP, stopped on its way: at the last whole round of lanes a copy leaves it. */
+static void measure_ranking(const uint64_t *ranked, size_t count, uint32_t *ranks, double *metrics)
+{
+    size_t hits = 0;
     for (size_t i = 0; i < count; i++) {
         ranks[hits] = (uint32_t)(i + 1);
         hits += ranked[i] & 1;
     }
-    for (; k + 8 <= hits; k += 8)
-        for (int lane = 0; lane < 8; lane++)
-            sum[lane] += (double)(k + (size_t)lane + 1) / ranks[k + (size_t)lane];
-    for (; k < hits; k++)
-        sum[k % 8] += (double)(k + 1) / ranks[k];
-    double all = ((sum[0] + sum[1]) + (sum[2] + sum[3])) + ((sum[4] + sum[5]) + (sum[6] + sum[7]));
-    return hits ? all / (double)hits : 0;
+    memset(metrics, 0, ASEN_METRICS * sizeof *metrics);
+    if (hits == 0)
+        return;
+
+    size_t within = hits_within(ranks, hits, hits), rounds = within - within % LANES;
+    double whole[LANES] = {0}, head[LANES];
+    add_precisions(ranks, 0, rounds, whole);
+    memcpy(head, whole, sizeof head);
+    add_precisions(ranks, rounds, within, head);
+    add_precisions(ranks, rounds, hits, whole);
+    metrics[ASEN_AVERAGE_PRECISION] = lane_total(whole) / (double)hits;
+    metrics[ASEN_MAP_R] = lane_total(head) / (double)hits;
+    metrics[ASEN_RECALL_1] = ranks[0] <= 1;
+    metrics[ASEN_RECALL_5] = ranks[0] <= 5;
+    metrics[ASEN_RECALL_10] = ranks[0] <= 10;
+    metrics[ASEN_PRECISION_10] = (double)hits_within(ranks, hits, 10) / 10;
 }
 
 /* Indices by falling score in the low halves of the result, which lies in scratch (2 * count). */
@@ -131,9 +172,11 @@ int asen_metrics_average_precision(const double *scores, const uint8_t *relevant
         return asen_fail(ASEN_ERR_MEMORY, "average_precision: no memory for %zu scores", count);
     int status = rank_f64(scores, count, scratch, &ranked);
     if (status == ASEN_OK) {
+        double metrics[ASEN_METRICS];
         for (size_t i = 0; i < count; i++)
             ranked[i] = relevant[ranked[i] & UINT32_MAX] != 0;
-        *ap = ranked_average_precision(ranked, count, (uint32_t *)(ranked == scratch ? scratch + count : scratch));
+        measure_ranking(ranked, count, (uint32_t *)(ranked == scratch ? scratch + count : scratch), metrics);
+        *ap = metrics[ASEN_AVERAGE_PRECISION];
     }
     free(scratch);
     return status;
@@ -191,7 +234,7 @@ typedef struct {
     const asen_ranker *ranker;
     const float *queries;  /* (count, dim) */
     const int64_t *values; /* (count) */
-    double *ap;            /* (count) */
+    double *metrics;       /* (count, ASEN_METRICS) */
     size_t count;
     atomic_size_t next;    /* first query of the next strip */
 } job;
@@ -230,19 +273,19 @@ static int worker_init(worker *self, job *shared)
                      STRIP, count);
 }
 
-/* AP of one row of scores (count), or the index of a NaN in *bad. */
-static double row_average_precision(const float *scores, const int64_t *values, int64_t value, size_t count,
-                                    uint64_t *scratch, size_t *bad)
+/* metrics (ASEN_METRICS) of one row of scores (count), or the index of a NaN in *bad. */
+static void measure_row(const float *scores, const int64_t *values, int64_t value, size_t count,
+                        uint64_t *scratch, double *metrics, size_t *bad)
 {
     for (size_t j = 0; j < count; j++) {
         if (isnan(scores[j])) {
             *bad = j;
-            return 0;
+            return;
         }
         scratch[j] = (uint64_t)key_f32(scores[j]) << 32 | (values[j] == value);
     }
     const uint64_t *ranked = sort_items(scratch, scratch + count, count);
-    return ranked_average_precision(ranked, count, (uint32_t *)(ranked == scratch ? scratch + count : scratch));
+    measure_ranking(ranked, count, (uint32_t *)(ranked == scratch ? scratch + count : scratch), metrics);
 }
 
 static void *worker_run(void *argument)
@@ -260,8 +303,8 @@ static void *worker_run(void *argument)
         asen_similarity_block(self->packed, rows, ranker->packed, ranker->count, dim, self->scores);
         for (size_t i = start; i < start + rows && self->bad_query == SIZE_MAX; i++) {
             size_t bad = SIZE_MAX;
-            shared->ap[i] = row_average_precision(self->scores + (i - start) * ld, ranker->values,
-                                                  shared->values[i], ranker->count, self->scratch, &bad);
+            measure_row(self->scores + (i - start) * ld, ranker->values, shared->values[i], ranker->count,
+                        self->scratch, shared->metrics + i * ASEN_METRICS, &bad);
             if (bad != SIZE_MAX) {
                 self->bad_query = i;
                 self->bad_candidate = bad;
@@ -271,15 +314,15 @@ static void *worker_run(void *argument)
     return NULL;
 }
 
-int asen_ranker_average_precision(const asen_ranker *ranker, const float *queries, const int64_t *values,
-                                  size_t count, size_t first, int threads, double *ap)
+int asen_ranker_measure(const asen_ranker *ranker, const float *queries, const int64_t *values, size_t count,
+                        size_t first, int threads, double *metrics)
 {
     size_t strips = (count + STRIP - 1) / STRIP, wanted = threads < 1 ? 1 : (size_t)threads;
     wanted = wanted > strips ? strips : wanted;
     wanted = wanted > MAX_THREADS ? MAX_THREADS : wanted;
     if (wanted == 0)
         return ASEN_OK;
-    job shared = {.ranker = ranker, .queries = queries, .values = values, .ap = ap, .count = count};
+    job shared = {.ranker = ranker, .queries = queries, .values = values, .metrics = metrics, .count = count};
     atomic_init(&shared.next, 0);
     worker *workers = calloc(wanted, sizeof *workers);
     if (workers == NULL)

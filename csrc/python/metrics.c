@@ -87,7 +87,7 @@ done:
 
 /* Block by block: work without the GIL, then Ctrl-C, then the caller's progress. 0, or -1. */
 static int rank_blocks(const Py_buffer *queries, const Py_buffer *candidates, const Py_buffer *q_values,
-                       const Py_buffer *c_values, const Py_buffer *ap, int threads, PyObject *progress)
+                       const Py_buffer *c_values, const Py_buffer *table, int threads, PyObject *progress)
 {
     size_t total = (size_t)queries->shape[0], dim = (size_t)queries->shape[1];
     asen_ranker *ranker;
@@ -98,9 +98,9 @@ static int rank_blocks(const Py_buffer *queries, const Py_buffer *candidates, co
     for (size_t start = 0; status == ASEN_OK && start < total; start += BLOCK) {
         size_t count = total - start < BLOCK ? total - start : BLOCK;
         Py_BEGIN_ALLOW_THREADS
-        status = asen_ranker_average_precision(ranker, (const float *)queries->buf + start * dim,
-                                               (const int64_t *)q_values->buf + start, count, start,
-                                               threads, (double *)ap->buf + start);
+        status = asen_ranker_measure(ranker, (const float *)queries->buf + start * dim,
+                                     (const int64_t *)q_values->buf + start, count, start, threads,
+                                     (double *)table->buf + start * ASEN_METRICS);
         Py_END_ALLOW_THREADS
         if (status != ASEN_OK)
             break;
@@ -123,36 +123,40 @@ raised:
     return -1;
 }
 
-PyDoc_STRVAR(aps_doc, "metrics_average_precisions(queries, candidates, q_values, c_values, ap, threads, "
-                      "progress, /)\n--\n\n"
-                      "ap (Q,) float64 := AP of each of queries (Q, D) float32 over candidates (C, D) float32;\n"
-                      "relevant are the candidates with c_values (C,) int64 equal to q_values (Q,) int64.\n"
-                      "progress(done, total) is called after each block of queries, unless None.");
+PyDoc_STRVAR(retrieval_doc, "metrics_retrieval(queries, candidates, q_values, c_values, table, threads, "
+                            "progress, /)\n--\n\n"
+                            "table (Q, 6) float64 := AP, recall@1, recall@5, recall@10, precision@10 and MAP@R of\n"
+                            "each of queries (Q, D) float32 over candidates (C, D) float32; relevant are the\n"
+                            "candidates with c_values (C,) int64 equal to q_values (Q,) int64.\n"
+                            "progress(done, total) is called after each block of queries, unless None.");
 
-static PyObject *metrics_average_precisions(PyObject *module, PyObject *args)
+static PyObject *metrics_retrieval(PyObject *module, PyObject *args)
 {
-    Py_buffer queries = {0}, candidates = {0}, q_values = {0}, c_values = {0}, ap = {0};
+    Py_buffer queries = {0}, candidates = {0}, q_values = {0}, c_values = {0}, table = {0};
     PyObject *result = NULL;
     PyObject *in[5], *progress;
     int threads;
-    if (!PyArg_ParseTuple(args, "OOOOOiO:metrics_average_precisions", &in[0], &in[1], &in[2], &in[3], &in[4],
+    if (!PyArg_ParseTuple(args, "OOOOOiO:metrics_retrieval", &in[0], &in[1], &in[2], &in[3], &in[4],
                           &threads, &progress)
         || get_buffer(in[0], "queries", 'f', 2, 0, &queries) < 0
         || get_buffer(in[1], "candidates", 'f', 2, 0, &candidates) < 0
         || get_buffer(in[2], "q_values", 'q', 1, 0, &q_values) < 0
         || get_buffer(in[3], "c_values", 'q', 1, 0, &c_values) < 0
-        || get_buffer(in[4], "ap", 'd', 1, 1, &ap) < 0)
+        || get_buffer(in[4], "table", 'd', 2, 1, &table) < 0)
         goto done;
     if (queries.shape[1] != candidates.shape[1]) {
-        PyErr_Format(PyExc_ValueError, "mean_average_precision: queries have %zd dimensions, candidates %zd",
+        PyErr_Format(PyExc_ValueError, "ranking: queries have %zd dimensions, candidates %zd",
                      queries.shape[1], candidates.shape[1]);
-    } else if (q_values.shape[0] != queries.shape[0] || ap.shape[0] != queries.shape[0]) {
-        PyErr_Format(PyExc_ValueError, "mean_average_precision: %zd queries, but %zd q_values",
+    } else if (q_values.shape[0] != queries.shape[0]) {
+        PyErr_Format(PyExc_ValueError, "ranking: %zd queries, but %zd q_values",
                      queries.shape[0], q_values.shape[0]);
     } else if (c_values.shape[0] != candidates.shape[0]) {
-        PyErr_Format(PyExc_ValueError, "mean_average_precision: %zd candidates, but %zd c_values",
+        PyErr_Format(PyExc_ValueError, "ranking: %zd candidates, but %zd c_values",
                      candidates.shape[0], c_values.shape[0]);
-    } else if (rank_blocks(&queries, &candidates, &q_values, &c_values, &ap, threads, progress) == 0) {
+    } else if (table.shape[0] != queries.shape[0] || table.shape[1] != ASEN_METRICS) {
+        PyErr_Format(PyExc_ValueError, "ranking: table of shape (%zd, %zd), expected (%zd, %d)", table.shape[0],
+                     table.shape[1], queries.shape[0], ASEN_METRICS);
+    } else if (rank_blocks(&queries, &candidates, &q_values, &c_values, &table, threads, progress) == 0) {
         result = Py_NewRef(Py_None);
     }
 done:
@@ -160,7 +164,7 @@ done:
     PyBuffer_Release(&candidates);
     PyBuffer_Release(&q_values);
     PyBuffer_Release(&c_values);
-    PyBuffer_Release(&ap);
+    PyBuffer_Release(&table);
     return result;
 }
 
@@ -196,7 +200,7 @@ done:
 static PyMethodDef methods[] = {
     {"metrics_rank", metrics_rank, METH_VARARGS, rank_doc},
     {"metrics_average_precision", metrics_average_precision, METH_VARARGS, ap_doc},
-    {"metrics_average_precisions", metrics_average_precisions, METH_VARARGS, aps_doc},
+    {"metrics_retrieval", metrics_retrieval, METH_VARARGS, retrieval_doc},
     {"metrics_confusion", metrics_confusion, METH_VARARGS, confusion_doc},
     {NULL, NULL, 0, NULL},
 };
