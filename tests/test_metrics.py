@@ -226,6 +226,198 @@ def test_core_checks_buffers_itself():
         _asen.metrics_rank(np.zeros(2), order)
 
 
+# -- metrics of metric learning ----------------------------------------------------------------------
+
+def model_metrics(scores, relevant) -> dict:
+    """The definitions in NumPy, of one ranking: scores and relevance (C,)."""
+    hit = relevant[np.argsort(-scores, kind="stable")]
+    total = hit.sum()
+    precision = np.cumsum(hit) / np.arange(1, len(hit) + 1)
+    share = lambda upto: (precision * hit)[:upto].sum() / total if total else 0.0     # noqa: E731
+    return {"mAP": share(None), "recall@1": hit[:1].any(), "recall@5": hit[:5].any(), "recall@10": hit[:10].any(),
+            "precision@10": hit[:10].sum() / 10, "map@r": share(total)}
+
+
+def check_against_model(queries, candidates, q_values, c_values):
+    """Each metric of each query. Vectors of small integers: float32 sums are exact, ties are ties."""
+    got = metrics.retrieval_metrics(queries, candidates, q_values, c_values, per_query=True)
+    scores = queries.astype(np.float64) @ candidates.T.astype(np.float64)
+    want = [model_metrics(row, c_values == value) for row, value in zip(scores, q_values)]
+    assert tuple(got) == metrics.METRICS
+    for name, column in got.items():
+        assert column.dtype == np.float64 and column.shape == (len(queries),)
+        np.testing.assert_allclose(column, [float(row[name]) for row in want], rtol=1e-13, atol=0, err_msg=name)
+    return got
+
+
+@pytest.mark.parametrize("q,c,dim,values", [(1, 1, 1, 1), (40, 3, 2, 3), (40, 9, 3, 2), (40, 10, 3, 5), (97, 64, 40, 3),
+                                            (60, 700, 5, 2), (60, 700, 5, 70), (800, 33, 17, 6)])
+def test_retrieval_metrics_follow_their_definitions(q, c, dim, values):
+    """Random integers, full of ties; fewer candidates than 5 and 10; few and many relevant ones; queries whose value
+    no candidate has; two blocks of queries."""
+    rng = np.random.default_rng(c)
+    vectors_ = lambda n: rng.integers(-3, 4, (n, dim)).astype(np.float32)     # noqa: E731
+    q_values, c_values = rng.integers(0, values + 1, q), rng.integers(0, values, c)
+    args = vectors_(q), vectors_(c), q_values, c_values
+    got = check_against_model(*args)
+    means = metrics.retrieval_metrics(*args)
+    assert means == {name: float(column.mean()) for name, column in got.items()}
+    assert all(type(value) is float for value in means.values())
+
+
+def test_retrieval_metrics_by_hand():
+    """Relevant at ranks 2, 3 and 12 of 12: R is 3, so that MAP@R ends at rank 3."""
+    relevant = np.zeros(12, int)
+    relevant[[1, 2, 11]] = 1
+    candidates = np.arange(12, 0, -1, dtype=np.float32)[:, None]
+    got = metrics.retrieval_metrics(np.ones((1, 1), np.float32), candidates, [1], relevant)
+    assert got == pytest.approx({"mAP": (1 / 2 + 2 / 3 + 3 / 12) / 3, "recall@1": 0, "recall@5": 1, "recall@10": 1,
+                                 "precision@10": 0.2, "map@r": (1 / 2 + 2 / 3) / 3}, abs=1e-15)
+
+
+@pytest.mark.parametrize("first,recalls", [(1, (1, 1, 1)), (2, (0, 1, 1)), (5, (0, 1, 1)), (6, (0, 0, 1)),
+                                           (10, (0, 0, 1)), (11, (0, 0, 0))])
+def test_recall_asks_whether_one_is_among_the_first(first, recalls):
+    """The first relevant candidate at each edge of K; those behind it do not count."""
+    relevant = np.arange(1, 41) >= first
+    candidates = -np.arange(40, dtype=np.float32)[:, None]
+    got = metrics.retrieval_metrics(np.ones((1, 1), np.float32), candidates, [1], relevant.astype(int))
+    assert (got["recall@1"], got["recall@5"], got["recall@10"]) == recalls
+    assert got["precision@10"] == max(11 - first, 0) / 10
+
+
+def test_ties_keep_candidate_order_in_every_metric():
+    """All scores equal: the ranking is the given order."""
+    ones, one = np.ones((30, 1), np.float32), np.ones((1, 1), np.float32)
+    relevant = np.zeros(30, int)
+    relevant[[4, 5]] = 1
+    got = metrics.retrieval_metrics(one, ones, [1], relevant)
+    assert got == pytest.approx({"mAP": (1 / 5 + 2 / 6) / 2, "recall@1": 0, "recall@5": 1, "recall@10": 1,
+                                 "precision@10": 0.2, "map@r": 0}, abs=1e-15)
+
+
+def test_without_a_relevant_candidate_all_is_zero():
+    q, c = np.ones((2, 3), np.float32), np.ones((20, 3), np.float32)
+    assert metrics.retrieval_metrics(q, c, [7, 7], np.zeros(20, int)) == dict.fromkeys(metrics.METRICS, 0.0)
+
+
+def test_fewer_candidates_than_k():
+    """Three candidates, all relevant: recall and the averages are full, precision@10 is over 10 all the same."""
+    got = metrics.retrieval_metrics(np.ones((1, 2), np.float32), np.ones((3, 2), np.float32), [0], [0, 0, 0])
+    assert got == {"mAP": 1.0, "recall@1": 1.0, "recall@5": 1.0, "recall@10": 1.0, "precision@10": 0.3, "map@r": 1.0}
+
+
+def lane_ap(ranks):
+    """AP in the core's order of additions: eight sums over the relevant ranks, then pairs of them."""
+    lanes = [0.0] * 8
+    for k, rank in enumerate(ranks):
+        lanes[k % 8] += (k + 1) / rank
+    pairs = [lanes[i] + lanes[i + 1] for i in range(0, 8, 2)]
+    return ((pairs[0] + pairs[1]) + (pairs[2] + pairs[3])) / len(ranks) if ranks else 0.0
+
+
+def test_average_precision_keeps_its_bits():
+    """AP is its formula, summed in this order, to the last bit: alone, in the mean and among the other metrics.
+    MAP@R is the same sum over the relevant ranks up to R."""
+    rng = np.random.default_rng(11)
+    queries, candidates = (rng.integers(-3, 4, (n, 6)).astype(np.float32) for n in (150, 400))
+    q_values, c_values = rng.integers(0, 6, 150), rng.choice(5, 400, p=[0.6, 0.3, 0.06, 0.03, 0.01])
+    got = metrics.retrieval_metrics(queries, candidates, q_values, c_values, per_query=True)
+    scores = queries.astype(np.float64) @ candidates.T.astype(np.float64)
+    ranks = [(np.flatnonzero((c_values == v)[np.argsort(-row, kind="stable")]) + 1).tolist()
+             for row, v in zip(scores, q_values)]
+    want = np.array([lane_ap(row) for row in ranks])
+    head = np.array([lane_ap([rank for rank in row if rank <= len(row)]) for row in ranks])
+    share = np.array([sum(rank <= len(row) for rank in row) / max(len(row), 1) for row in ranks])
+    assert got["mAP"].tobytes() == want.tobytes()
+    np.testing.assert_allclose(got["map@r"], head * share, rtol=4e-15, atol=0)
+    assert len({len(row) % 8 for row in ranks}) > 3, "sizes off the eight sums"
+    alone = metrics.mean_average_precision(queries, candidates, q_values, c_values, per_query=True)
+    single = [metrics.average_precision(row, c_values == v) for row, v in zip(scores, q_values)]
+    assert alone.tobytes() == want.tobytes() == np.array(single).tobytes()
+    means = (metrics.mean_average_precision(queries, candidates, q_values, c_values),
+             metrics.retrieval_metrics(queries, candidates, q_values, c_values)["mAP"])
+    assert means == (want.mean(), want.mean())
+
+
+def test_metrics_have_the_same_bits_whatever_the_threads():
+    rng = np.random.default_rng(12)
+    args = (vectors(rng, 1000, 40), vectors(rng, 150, 40), rng.integers(0, 3, 1000), rng.integers(0, 3, 150))
+    one = metrics.retrieval_metrics(*args, per_query=True, threads=1)
+    for threads in (2, 3, 4):
+        more = metrics.retrieval_metrics(*args, per_query=True, threads=threads)
+        assert {name: column.tobytes() for name, column in more.items()} \
+            == {name: column.tobytes() for name, column in one.items()}
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_properties_of_the_metrics(seed):
+    """On random data of random sizes the definitions hold; everything is in [0, 1]; recall grows with K; MAP@R is at
+    most AP, and both are 1 for the same rankings; candidates that rank last and are not relevant change no bit."""
+    rng = np.random.default_rng(seed)
+    q, c, dim, values = (int(rng.integers(1, most)) for most in (30, 60, 4, 12))
+    queries, candidates = (rng.integers(-2, 3, (n, dim)).astype(np.float32) for n in (q, c))
+    q_values, c_values = rng.integers(0, values, q), rng.integers(0, values, c)
+    got = check_against_model(queries, candidates, q_values, c_values)
+    assert all(((column >= 0) & (column <= 1)).all() for column in got.values())
+    assert (got["recall@1"] <= got["recall@5"]).all() and (got["recall@5"] <= got["recall@10"]).all()
+    assert (got["map@r"] <= got["mAP"]).all()
+    assert ((got["mAP"] == 1) == (got["map@r"] == 1)).all()
+    assert ((got["precision@10"] > 0) == (got["recall@10"] == 1)).all()
+    # One dimension more: 0 for all candidates, and far below 0 for three that stand behind them.
+    longer = np.zeros((c + 3, dim + 1), np.float32)
+    longer[:c, :dim], longer[c:, dim] = candidates, -1000
+    more = metrics.retrieval_metrics(np.c_[queries, np.ones(q, np.float32)], longer, q_values, np.r_[c_values, [-1] * 3],
+                                     per_query=True)
+    assert {name: column.tobytes() for name, column in more.items()} \
+        == {name: column.tobytes() for name, column in got.items()}
+
+
+def test_retrieval_metrics_name_what_is_wrong():
+    """As mean_average_precision does: NaN by query and candidate, shapes, dtypes, threads."""
+    q, c = np.ones((1500, 4), np.float32), np.ones((5, 4), np.float32)
+    qv, cv, call = np.zeros(1500, int), np.zeros(5, int), metrics.retrieval_metrics
+    c[3, 1] = np.nan
+    with pytest.raises(ValueError, match="query 0 and candidate 3 is NaN"):
+        call(q, c, qv, cv)
+    c[3, 1], q[1234, 2] = 1, np.nan
+    with pytest.raises(ValueError, match="query 1234 and candidate 0 is NaN"):
+        call(q, c, qv, cv)
+    with pytest.raises(ValueError, match="queries have 4 dimensions, candidates 3"):
+        call(q, c[:, :3], qv, cv)
+    with pytest.raises(ValueError, match="1500 queries, but 2 q_values"):
+        call(q, c, qv[:2], cv)
+    with pytest.raises(ValueError, match="retrieval_metrics: no queries"):
+        call(q[:0], c, qv[:0], cv)
+    with pytest.raises(TypeError, match="retrieval_metrics: candidates of dtype int64"):
+        call(q, c.astype(np.int64), qv, cv)
+    with pytest.raises(ValueError, match="retrieval_metrics: threads=0"):
+        call(q, c, qv, cv, threads=0)
+    for table in (np.zeros((2, 5)), np.zeros((3, 6)), np.zeros((2, 7))):
+        with pytest.raises(ValueError, match=r"table of shape \(\d, \d\), expected \(2, 6\)"):
+            _asen.metrics_retrieval(c[:2], c, np.zeros(2, int), cv, table, 1, None)
+
+
+def test_total_metrics_weigh_by_queries():
+    a, b = {"mAP": 0.5, "recall@1": 0.0}, {"mAP": 1.0, "recall@1": 0.4}
+    assert metrics.total_metrics({"a": a, "b": b}, {"b": 3, "a": 1}) == pytest.approx({"mAP": 0.875, "recall@1": 0.3})
+    assert metrics.total_metrics([a, b], [1, 3])["mAP"] == metrics.total_map([0.5, 1.0], [1, 3])
+    with pytest.warns(UserWarning, match="attribute b has no queries") as seen:
+        assert metrics.total_metrics({"a": a, "b": {}}, {"a": 2, "b": 0}) == a
+    assert len(seen) == 1 and seen[0].filename == __file__
+    with pytest.raises(ValueError, match="only some attributes have recall@1"):
+        metrics.total_metrics([a, {"mAP": 0.1}], [1, 1])
+    with pytest.raises(ValueError, match="total_metrics: 1 metrics, 2 counts"):
+        metrics.total_metrics([a], [1, 1])
+    with pytest.raises(ValueError, match="attribute 0 has -1 queries"):
+        metrics.total_metrics([a], [-1])
+
+
+def test_format_metrics_is_a_line_an_attribute():
+    text = metrics.format_metrics({"category": {"mAP": 0.7602, "recall@1": 0.891}, "total": {"mAP": 1.0, "recall@1": 0.0}})
+    assert text == "category: mAP 0.7602, recall@1 0.8910\ntotal:    mAP 1.0000, recall@1 0.0000"
+
+
 def test_total_map_weighs_by_queries():
     assert metrics.total_map({"a": 0.5, "b": 1.0}, {"b": 3, "a": 1}) == 0.875
     assert metrics.total_map([0.5, 1.0], [1, 3]) == 0.875
