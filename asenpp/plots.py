@@ -100,7 +100,7 @@ def training_curves(metrics_jsonl: str | os.PathLike, out: str | os.PathLike | N
 
     metrics_jsonl: SAVE_DIR/NAME/metrics.jsonl. out: a picture to write (.png, .pdf, .svg, …).
 
-    mAP is that of VALID, in percent; a star marks the best, a diamond a test (`--test`). For style
+    mAP is that of VALID, in [0, 1]; a star marks the best, a diamond a test (`--test`). For style
     models macro-F1 is dashed.
 
     Returns a matplotlib Figure. Raises FileNotFoundError; DataError for a file without training
@@ -115,10 +115,9 @@ def training_curves(metrics_jsonl: str | os.PathLike, out: str | os.PathLike | N
             raise DataError(f"{os.fspath(metrics_jsonl)}: no training has been logged in it yet")
         losses = [{"step": e["step"], "loss": e["loss"], **e["parts"]} for e in train]
         rates = [{"step": e["step"], **dict(zip(_rate_names(len(e["lr"])), e["lr"]))} for e in train]
-        scores = [{"step": e["step"], "total": 100 * e["mAP"],
-                   **{name: 100 * value for name, value in e["attributes"].items()}} for e in evals]
-        macro = [{"step": e["step"], "macro-F1": 100 * e["style"]["macro"]["f1"]} for e in evals if "style" in e]
-        tested = [(e["step"], 100 * e["mAP"]) for e in tests]
+        scores = [{"step": e["step"], "total": e["mAP"], **e["attributes"]} for e in evals]
+        macro = [{"step": e["step"], "macro-F1": e["style"]["macro"]["f1"]} for e in evals if "style" in e]
+        tested = [(e["step"], e["mAP"]) for e in tests]
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{os.fspath(metrics_jsonl)}: an event lacks {error}: was it written by asenpp?") from None
 
@@ -135,11 +134,11 @@ def training_curves(metrics_jsonl: str | os.PathLike, out: str | os.PathLike | N
     if scores:
         best = max(scores, key=lambda row: row["total"])
         bottom.plot([best["step"]], [best["total"]], "*", color="black", markersize=12, zorder=4,
-                    label=f"best: {best['total']:.2f}")
+                    label=f"best: {best['total']:.4f}")
     if tested:
         bottom.plot(*zip(*tested), "D", color="tab:red", markersize=6, zorder=4, linestyle="none",
-                    label=f"test: {tested[-1][1]:.2f}")
-    bottom.set_ylabel("mAP, %")
+                    label=f"test: {tested[-1][1]:.4f}")
+    bottom.set_ylabel("mAP, 0 to 1")
     bottom.set_xlabel("step")
     for axes in (top, middle, bottom):
         axes.grid(alpha=0.3)

@@ -27,8 +27,11 @@ cfg="config/FashionMNIST/FashionMNIST.yaml config/FashionMNIST"
 import json, sys
 with open(sys.argv[1], encoding="utf-8") as file:
     test = [event for event in map(json.loads, file) if event["event"] == "test"][-1]
-rows = [*test["attributes"].items(), ("total", test["mAP"])]
-print(f"\n{'attribute':12s} {'queries':>8s} {'TEST mAP':>9s}")
-for name, score in rows:
-    print(f"{name:12s} {test['queries'].get(name, sum(test['queries'].values())):8d} {score:9.4f}")
+metrics, queries = test["metrics"], test["queries"]
+names = list(metrics["total"])
+print("\nTEST, scores from 0 to 1")
+print(f"{'attribute':12s} {'queries':>8s} " + " ".join(f"{name:>12s}" for name in names))
+for attribute, scores in metrics.items():
+    count = queries.get(attribute, sum(queries.values()))
+    print(f"{attribute:12s} {count:8d} " + " ".join(f"{scores[name]:12.4f}" for name in names))
 END

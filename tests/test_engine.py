@@ -233,8 +233,16 @@ def test_evaluation_is_the_definition(folder, both):
     for name in expected:
         assert result["attributes"][name] == pytest.approx(expected[name], abs=0.02), name
         assert result["queries"][name] == counts[name] == 2
-    total = np.average(list(result["attributes"].values()), weights=list(result["queries"].values()))
-    assert result["mAP"] == pytest.approx(total)
+    weights = list(result["queries"].values())
+    assert result["mAP"] == pytest.approx(np.average(list(result["attributes"].values()), weights=weights))
+    # All metrics, by attribute and in total, agree with what is there beside them.
+    *attributes, last = result["metrics"]
+    assert last == "total" and attributes == list(result["attributes"])
+    assert {name: result["metrics"][name]["mAP"] for name in attributes} == result["attributes"]
+    assert result["metrics"]["total"]["mAP"] == result["mAP"]
+    for metric in asenpp.metrics.METRICS:
+        scores = [result["metrics"][name][metric] for name in attributes]
+        assert result["metrics"]["total"][metric] == pytest.approx(np.average(scores, weights=weights)), metric
 
 
 def test_the_backbone_runs_once_an_image(both):
@@ -359,7 +367,7 @@ def test_metrics_file_is_cut_at_the_checkpoint(tmp_path):
 def test_log_goes_to_a_file(folder, tmp_path, capsys):
     cfg = kit.config(folder, "s1", "LOGGER.STREAM", str(tmp_path / "log.txt"))
     asenpp.engine.evaluate(cfg, model=asenpp.build_model(cfg))
-    assert "Total MeanAP: " in (tmp_path / "log.txt").read_text()
+    assert "INFO: total:" in (tmp_path / "log.txt").read_text()
     assert capsys.readouterr().out == ""
 
 

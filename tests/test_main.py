@@ -56,9 +56,11 @@ def test_both_stages_and_the_test(folder, capsys):
     best = folder / "runs" / "Garments_s2" / "model_best.pth.tar"
     assert main(command(folder, "s2", "--resume", str(best), "--test", "TEST")) == 0
     lines = capsys.readouterr().out.splitlines()
-    for name in ("sleeve_length", "style", "Total"):
-        (line,) = [line for line in lines if f"INFO: {name} MeanAP: " in line]
-        assert 0 < float(line.rsplit(" ", 1)[1]) <= 100
+    for name in ("sleeve_length", "style", "total"):
+        (line,) = [line for line in lines if f"INFO: {name}: " in line]
+        scores = dict(pair.split() for pair in line.split(f" {name}: ")[1].split(", "))
+        assert list(scores) == ["mAP", "recall@1", "recall@5", "recall@10", "precision@10", "map@r"]
+        assert 0 < float(scores["mAP"]) <= 1 and all(0 <= float(score) <= 1 for score in scores.values())
     events = [line for line in (best.parent / "metrics.jsonl").read_text().splitlines()]
     assert sum('"event": "eval"' in line for line in events) == 2
     assert sum('"event": "test"' in line for line in events) == 1

@@ -62,9 +62,10 @@ def test_curves_are_what_was_logged(metrics, tmp_path):
                     "global": [steps, pytest.approx([0.2, 0.19, 0.18, 0.17])],
                     "local": [steps, [0.3] * 4], "anchor": [[11, 16], [3, 4]]}
     assert rates == {"local branch": [steps, [1e-3] * 4], "global branch, heads": [steps, [1e-4] * 4]}
-    assert scores == {"total": [[6, 16], pytest.approx([50, 30])], "style": [[6, 16], pytest.approx([60, 40])],
-                      "hem": [[6, 16], [25, 25]], "macro-F1": [[6, 16], pytest.approx([10, 30])],
-                      "best: 50.00": [[6], [50]], "test: 45.00": [[6], [45]]}
+    assert scores == {"total": [[6, 16], pytest.approx([0.5, 0.3])], "style": [[6, 16], pytest.approx([0.6, 0.4])],
+                      "hem": [[6, 16], [0.25, 0.25]], "macro-F1": [[6, 16], pytest.approx([0.1, 0.3])],
+                      "best: 0.5000": [[6], [0.5]], "test: 0.4500": [[6], [0.45]]}
+    assert figure.axes[2].get_ylabel() == "mAP, 0 to 1"
     assert is_drawn(tmp_path / "curves.png")
 
 

@@ -1,4 +1,4 @@
-"""Evaluation: features of all queries and candidates, then mean average precision by attribute.
+"""Evaluation: features of all queries and candidates, then retrieval metrics by attribute.
 
 The backbone runs once an image; attention (and the local branch) once for each attribute that is
 asked of it. A feature is the L2-normalised embedding, with the local branch
@@ -18,7 +18,7 @@ from .. import _asen
 from ..basics import no_grad
 from ..data.checks import check_eval, check_images
 from ..data.index import EvalSet, load_eval
-from ..metrics import classification_report, format_report, mean_average_precision, total_map
+from ..metrics import classification_report, format_metrics, format_report, retrieval_metrics, total_metrics
 from ..nn import functional as F
 from .errors import EngineError, Interrupted
 from .images import Images, as_map, crops_of, take_images
@@ -139,7 +139,8 @@ class Evaluation:
 
     def _scores(self, features: np.ndarray, stop: StopSignals) -> dict[str, Any]:
         data, wanted = self.data, self.wanted
-        scores, counts = {}, {}
+        metrics: dict[str, dict[str, float]] = {}
+        counts: dict[str, int] = {}
         for attribute, queries, candidates in data.by_attribute():
             if not len(queries):
                 continue
@@ -149,14 +150,16 @@ class Evaluation:
                 if not np.isfinite(rows).all():
                     raise EngineError(f"features of {what} of attribute {name} are not finite: the weights are "
                                       "spoilt (NaN or infinite); go back to an earlier checkpoint")
-            scores[name] = mean_average_precision(
+            metrics[name] = retrieval_metrics(
                 q, c, data.queries.values[queries], data.candidates.values[candidates],
                 progress=lambda done, all_: stop.check())
             counts[name] = len(queries)
-        if not scores:
+        if not metrics:
             raise EngineError(f"data set {data.dataset}, {self.split}: no attribute has queries")
-        return {"split": self.split, "mAP": total_map(scores, counts), "attributes": scores, "queries": counts,
-                "images": len(wanted.images), "subset": self.cfg.EVAL.SUBSET}
+        total = total_metrics(metrics, counts)
+        return {"split": self.split, "mAP": total["mAP"],
+                "attributes": {name: scores["mAP"] for name, scores in metrics.items()}, "queries": counts,
+                "images": len(wanted.images), "subset": self.cfg.EVAL.SUBSET, "metrics": {**metrics, "total": total}}
 
     def _report(self, classes: np.ndarray, attribute: int) -> dict[str, Any]:
         """Classification of an attribute over queries and candidates together."""
@@ -172,9 +175,8 @@ class Evaluation:
         return classification_report(np.concatenate(truth), np.concatenate(guess), names)
 
     def _log(self, result: dict[str, Any]) -> None:
-        for name, score in result["attributes"].items():
-            self.logger.info("%s MeanAP: %.4f", name, 100 * score)
-        self.logger.info("Total MeanAP: %.4f", 100 * result["mAP"])
+        for line in format_metrics(result["metrics"]).splitlines():
+            self.logger.info(line)
         if "style" in result:
             for line in format_report(result["style"]).splitlines():
                 self.logger.info(line)
@@ -197,9 +199,12 @@ def evaluate(cfg: Any, split: str = "VALID", checkpoint: str | None = None, mode
     cfg: see asenpp.load_config. checkpoint: a file with the weights; or model: a model as it stands, on the device
     where it is (DEVICE is not looked at then).
 
-    Returns {"split", "mAP" (mean over attributes weighted by queries, in [0, 1]), "attributes"
-    {name: mAP}, "queries" {name: count}, "images", "subset"}, for style models also "style", and where there are heads
-    "heads" {name: …} (see asenpp.metrics.classification_report). With a checkpoint the result is also appended to
+    Returns {"split", "mAP" (mean over attributes weighted by queries), "attributes" {name: mAP},
+    "queries" {name: count}, "images", "subset", "metrics" {name: scores, "total": scores}}, for
+    style models also "style", and where there are heads "heads" {name: …} (see
+    asenpp.metrics.classification_report). The scores of an attribute are those of
+    asenpp.metrics.retrieval_metrics; the total (also where an attribute has that name) weights
+    attributes by queries. All are in [0, 1]. With a checkpoint the result is also appended to
     SAVE_DIR/NAME/metrics.jsonl.
 
     Raises DataError, CheckpointError, EngineError, OSError (an image that cannot be read);
