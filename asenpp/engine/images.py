@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +14,11 @@ from ..amp import autocast_dtype
 from ..nn import functional as F
 from ..transforms import pixel_table
 
-__all__ = ["Images", "Crops", "as_map", "take_images"]
+__all__ = ["Images", "Crops", "as_map", "crops_of", "take_batch", "take_images"]
 
-# Attention maps (N, H, W) float32 -> the crops they point out, (N, L, L, 3) of the pixels' dtype.
-Crops = Callable[[np.ndarray], np.ndarray]
+# (maps (N, H, W) float32, rows (N,) of the batch that they belong to; None: all in order) -> the crops that the maps
+# point out, (N, L, L, 3) of the pixels' dtype.
+Crops = Callable[..., np.ndarray]
 
 
 class Images:
@@ -66,3 +68,17 @@ def take_images(features: Any, rows: np.ndarray) -> Any:
     _, channels, height, width = features.shape
     flat = features.permute(0, 2, 3, 1).reshape(count, height * width * channels)[index]
     return flat.reshape(len(rows), height, width, channels).permute(0, 3, 1, 2)
+
+
+def take_batch(batch: Any, rows: np.ndarray) -> Any:
+    """Some images of a loader's Batch, as ints `rows` say."""
+    images = None if batch.images is None else [batch.images[row] for row in rows]
+    return dataclasses.replace(batch, ids=[batch.ids[row] for row in rows], images=images, pixels=batch.pixels[rows])
+
+
+def crops_of(batch: Any) -> Crops:
+    """The Crops of a loader's Batch that keeps its images."""
+    def crops(maps: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        return (batch if rows is None else take_batch(batch, rows)).local(maps)
+
+    return crops

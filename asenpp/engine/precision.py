@@ -11,6 +11,7 @@ With bf16 and fp16 a step whose gradients are not finite is left out and counted
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from typing import Any
 
 from .. import amp, cuda
@@ -38,10 +39,12 @@ class Precision:
         """The context in which a model is to be called."""
         return amp.autocast(self.dtype) if self.dtype else contextlib.nullcontext()
 
-    def step(self, loss: Any, optimizer: Any) -> bool:
-        """Backward and the optimizer's step; False where that was left out. EngineError where it is again and again."""
+    def step(self, losses: Iterable[Any], optimizer: Any) -> bool:
+        """Backward of each loss as it comes, then the optimizer's step with the sum of their gradients; False where that
+        was left out. EngineError where it is again and again."""
         optimizer.zero_grad()
-        self.scaler.scale(loss).backward()
+        for loss in losses:
+            self.scaler.scale(loss).backward()
         # Here the gradients are complete: the place for whatever several machines exchange.
         done = self.scaler.step(optimizer)
         self.scaler.update()

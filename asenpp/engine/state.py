@@ -2,10 +2,11 @@
 
 A checkpoint is one dictionary (asenpp.checkpoint; torch.load(weights_only=True) reads it):
 
-    model       state dict, as the published programs have it
+    model       state dict, as the published programs have it; with SOLVER.EMA_DECAY the averaged weights (those that
+                are evaluated), and then training_model: the weights that training goes on with, ema_updates
     epoch       epochs that are complete; batch: batches done in the next one
     step        optimizer steps in all
-    mAP         total mAP of the last evaluation, best_mAP: the best so far, in [0, 1]
+    mAP         total mAP of the last evaluation, best_mAP: the best so far, in [0, 1]; since_best: evaluations since
     optimizer, schedule, sampler, random, python_random
                 the states that make a resumed run end in the same bits
     seed, threads, metrics_bytes, name, config
@@ -37,6 +38,7 @@ class Position(NamedTuple):
     step: int = 0
     last_map: float = 0.0
     best_map: float = 0.0
+    since_best: int = 0     # evaluations since the best one
 
 
 class RunFolder:

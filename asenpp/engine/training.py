@@ -1,4 +1,4 @@
-"""Training: epochs of triplet steps, an evaluation every EVAL_STEPS epochs, checkpoints.
+"""Training: epochs of steps over triplets or labelled images, an evaluation every EVAL_STEPS epochs, checkpoints.
 
 An epoch: its batches; where due (and after the last epoch) the evaluation on VALID; the schedule's
 step; a checkpoint. Checkpoints are also written every few minutes within an epoch and when the run
@@ -7,30 +7,34 @@ is stopped, and hold all that the rest of the run depends on: a resumed run ends
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import random
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from .. import optim
 from .. import random as asen_random
+from .._asen import Tensor
+from ..data.balanced import BalancedSampler
 from ..data.checks import check_images, check_meta, skipped_values, usable_values
-from ..data.index import load_train
-from ..data.samplers import TripletBatch, TripletSampler
+from ..data.index import TrainSet, load_train
+from ..data.samplers import TripletSampler
 from . import memory
 from .errors import EngineError, Interrupted
 from .evaluation import Evaluation
+from .images import crops_of, take_batch
 from .log import MetricsFile, get_logger, progress
 from .precision import Precision
 from .run import choose_device, make_loader, seed_everything, set_threads
-from .state import (Position, RunFolder, changed_keys, python_random_state, read, set_python_random_state,
+from .state import (Position, RunFolder, changed_keys, flat, python_random_state, read, set_python_random_state,
                     thread_warning)
-from .step import TripletStep
+from .step import make_step
 from .stop import StopSignals
 from .weights import initial_model
 
@@ -51,12 +55,8 @@ class _Trainer:
         seed_everything(cfg.SEED)
 
         data = load_train(cfg)
-        usable = usable_values(data, cfg.DATA.SKIP_UNUSABLE_VALUES)
-        for line in (*skipped_values(data, usable), *check_meta(cfg, data.attributes)):
-            logger.warning(line)
+        self.sampler = self._make_sampler(data)
         check_images(data.dataset, [data.paths[i] for i in np.unique(data.labels.images)])
-        self.sampler = TripletSampler(data.table, cfg.DATA.NUM_TRIPLETS, cfg.DATA.TRAIN_BATCHSIZE,
-                                      random.Random(cfg.SEED), usable)
         self.evaluation = Evaluation(cfg, "VALID", logger, self.device)
 
         self.position = Position()
@@ -64,15 +64,18 @@ class _Trainer:
         self.result: dict[str, Any] | None = None
         state = None if resume is None else read(resume)
         self.exact = state is not None and state.get("name") == cfg.NAME and "optimizer" in state
+        if self.exact:
+            self._refuse_changes(state)
         self.model, sources = initial_model(cfg, state, resume or "", whole=self.exact)
         for line in sources:
             logger.info(line)
         self.model.to(device=self.device)
         self.model.train()
         self.precision = Precision(cfg, self.device)
-        self.step = TripletStep(self.model, cfg, self.device)
+        self.step = make_step(self.model, cfg, self.device, _most_attributes(data))
         self.optimizer = self._make_optimizer()
         self.schedule = self._make_schedule()
+        self.average = optim.EMA(self.model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
         self.metrics_bytes = 0
         if self.exact:
             assert state is not None
@@ -85,18 +88,42 @@ class _Trainer:
         finally:
             self.evaluation.loader.close()
 
+    def _make_sampler(self, data: TrainSet) -> TripletSampler | BalancedSampler:
+        """The batches of SOLVER.LOSS, from values that it can use; others are an error, or logged and left out."""
+        cfg = self.cfg
+        usable = usable_values(data, cfg.DATA.SKIP_UNUSABLE_VALUES, images=1 if cfg.SOLVER.LOSS == "cosine" else 2)
+        for line in (*skipped_values(data, usable), *check_meta(cfg, data.attributes)):
+            self.logger.warning(line)
+        if cfg.SOLVER.LOSS == "triplet":
+            return TripletSampler(data.table, cfg.DATA.NUM_TRIPLETS, cfg.DATA.TRAIN_BATCHSIZE,
+                                  random.Random(cfg.SEED), usable)
+        return BalancedSampler(data.labels, data.attributes.sizes, cfg.DATA.NUM_IMAGES, cfg.DATA.TRAIN_BATCHSIZE,
+                               cfg.DATA.IMAGES_PER_VALUE, cfg.SEED, usable)
+
     def _make_optimizer(self) -> Any:
         solver = self.cfg.SOLVER
-        groups = self.model.parameter_groups(solver.BASE_LR, solver.BASE_LR_SLOW)
+        groups = self.model.parameter_groups(solver.BASE_LR, solver.BASE_LR_SLOW, solver.HEAD_LR_FACTOR)
         return getattr(optim, solver.OPTIMIZER_NAME)(groups, lr=solver.BASE_LR)
 
     def _make_schedule(self) -> Any:
         solver = self.cfg.SOLVER
         if solver.TYPE == "CosineAnnealingLR":
             return optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=solver.EPOCHS, eta_min=1e-7)
+        if solver.TYPE == "WarmupCosine":
+            return optim.lr_scheduler.WarmupCosine(self.optimizer, solver.WARMUP_STEPS,
+                                                   solver.EPOCHS * len(self.sampler))
         return optim.lr_scheduler.StepLR(self.optimizer, solver.STEP_SIZE, solver.DECAY_RATE)
 
     # -- checkpoints --------------------------------------------------------------------------------
+
+    def _refuse_changes(self, state: dict[str, Any]) -> None:
+        """What decides what a checkpoint holds cannot change within a run."""
+        then = flat(state.get("config") or {})
+        for key, old in (("SOLVER.LOSS", "triplet"), ("SOLVER.TYPE", self.cfg.SOLVER.TYPE), ("SOLVER.EMA_DECAY", 0.0)):
+            before, now = then.get(key, old), flat(self.cfg)[key]
+            if before != now and (key != "SOLVER.EMA_DECAY" or 0.0 in (before, now)):
+                raise EngineError(f"{key} was {before} when this run was begun, and is {now} now: keep it to go on "
+                                  f"(--opts {key} {before}), or start another run from its weights (--opts NAME ...)")
 
     def _take_up(self, state: dict[str, Any]) -> None:
         """Everything else that a checkpoint of this very run holds."""
@@ -105,6 +132,9 @@ class _Trainer:
         for key, (then, now) in changed_keys(self.cfg, state).items():
             if not key.startswith(_FREE):
                 self.logger.warning("%s was %s when the checkpoint was written, and is %s now", key, then, now)
+        if self.average is not None:      # what is saved as the model is the average
+            self.average.load_state_dict({"model": state["model"], "updates": state["ema_updates"]})
+            self.model.load_state_dict(state["training_model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if "scaler" in state and self.precision.dtype:
             self.precision.scaler.load_state_dict(state["scaler"])
@@ -112,15 +142,20 @@ class _Trainer:
         self.sampler.load_state_dict(state["sampler"])
         asen_random.set_state(state["random"])
         set_python_random_state(state["python_random"])
-        self.position = Position(state["epoch"], state["batch"], state["step"], state["mAP"], state["best_mAP"])
+        self.position = Position(state["epoch"], state["batch"], state["step"], state["mAP"], state["best_mAP"],
+                                 state.get("since_best", 0))
         self.sums = dict(state["sums"])
         self.metrics_bytes = state["metrics_bytes"]
 
     def _state(self, metrics: MetricsFile) -> dict[str, Any]:
         at = self.position
+        weights = self.model.state_dict()
+        averaged = {} if self.average is None else {
+            "model": self.average.state_dict()["model"], "training_model": weights,
+            "ema_updates": self.average.state_dict()["updates"]}
         return {
-            "epoch": at.epoch, "model": self.model.state_dict(), "mAP": at.last_map, "best_mAP": at.best_map,
-            "batch": at.batch, "step": at.step, "name": self.cfg.NAME,
+            "epoch": at.epoch, "model": weights, **averaged, "mAP": at.last_map, "best_mAP": at.best_map,
+            "since_best": at.since_best, "batch": at.batch, "step": at.step, "name": self.cfg.NAME,
             "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
             "sampler": self.sampler.state_dict(None if at.batch in (0, len(self.sampler)) else at.batch),
             "random": asen_random.get_state(), "python_random": python_random_state(),
@@ -134,23 +169,22 @@ class _Trainer:
     def check_memory(self) -> None:
         """Raises EngineError, naming the batch that fits, where the training needs too much memory."""
         moments = {"Adam": 2, "AdamW": 2, "SGD": 0}[self.cfg.SOLVER.OPTIMIZER_NAME]
-        weights = sum(4 * p.numel() for p in self.model.parameters())
-        need = memory.check_training(self._trial, self.cfg, moments * weights + self.evaluation.feature_bytes(),
+        weights = sum(4 * p.numel() for p in self.model.parameters()) * (moments + (self.average is not None))
+        need = memory.check_training(self._trial, self.step, self.cfg, weights + self.evaluation.feature_bytes(),
                                      self.device)
         self.logger.debug("training takes about %s", memory.gigabytes(need))
 
     def _trial(self, count: int) -> None:
-        """Made-up triplets forwards and backwards; the model and the random numbers stay as they were."""
+        """A made-up batch forwards and backwards; the model and the random numbers stay as they were."""
         before = [buffer.clone() for buffer in self.model.buffers()]
         drawn = asen_random.get_state()
-        ones = np.zeros(count, np.int64)
-        triplets = TripletBatch(ones, ones, ones, ones, ones, np.minimum(ones + 1, 1))
+        batch = self.step.sample(count)
         size, local = self.cfg.INPUT.GLOBAL_SIZE, self.cfg.INPUT.LOCAL_SIZE
         dtype = self.step.pixel_dtype
-        pixels = np.zeros((len(self.step.ids(triplets)), size, size, 3), dtype)
+        pixels = np.zeros((len(self.step.ids(batch)), size, size, 3), dtype)
         try:
             with self.precision.autocast():
-                loss = self.step(pixels, triplets, lambda maps: np.zeros((len(maps), local, local, 3), dtype))[0]
+                loss = self.step(pixels, batch, lambda maps, rows=None: np.zeros((len(maps), local, local, 3), dtype))[0]
             loss.backward()
         finally:
             self.optimizer.zero_grad()
@@ -163,22 +197,37 @@ class _Trainer:
     def run(self, metrics: MetricsFile, save_seconds: float) -> None:
         """Trains to the last epoch. Raises Interrupted, with a checkpoint written, where stopped."""
         solver = self.cfg.SOLVER
-        while self.position.epoch < solver.EPOCHS:
+        while self.position.epoch < solver.EPOCHS and not self._stopped_early():
             self._epoch(metrics, save_seconds)
             done = self.position.epoch + 1
             best = False
             if done % solver.EVAL_STEPS == 0 or done == solver.EPOCHS:
                 best = self._evaluate(metrics)
-            self.schedule.step()
+            if not self._by_step:
+                self.schedule.step()
             self.position = self.position._replace(epoch=done, batch=0)
             self.folder.save(self._state(metrics), best)
+
+    @property
+    def _by_step(self) -> bool:
+        """Whether the learning rate changes with each step, or with each epoch."""
+        return self.cfg.SOLVER.TYPE == "WarmupCosine"
+
+    def _stopped_early(self) -> bool:
+        """Whether SOLVER.EARLY_STOP evaluations in a row were no better than the best before."""
+        patience, since = self.cfg.SOLVER.EARLY_STOP, self.position.since_best
+        if not patience or since < patience:
+            return False
+        self.logger.info("stopped early after epoch %d: the mAP of the last %d evaluations did not exceed %.4f "
+                         "(SOLVER.EARLY_STOP)", self.position.epoch, since, self.position.best_map)
+        return True
 
     def _epoch(self, metrics: MetricsFile, save_seconds: float) -> None:
         start, total = self.position.batch, len(self.sampler)
         if start == total:      # only the evaluation is left
             return
-        triplets = self.sampler.epoch(start)
-        batches = self.loader.iterate((self.step.ids(batch), batch) for batch in triplets)
+        drawn = self.sampler.epoch(start)
+        batches = self.loader.iterate((self.step.ids(batch), batch) for batch in drawn)
         saved = time.monotonic()
         try:
             for number, batch in enumerate(progress(batches, total, f"epoch {self.position.epoch + 1}", " batches",
@@ -195,11 +244,17 @@ class _Trainer:
 
     def _train(self, batch: Any, number: int, metrics: MetricsFile) -> None:
         """One step: forward, backward, and with complete gradients the optimizer."""
-        with self.precision.autocast():
-            loss, parts = self.step(batch.pixels, batch.extra, batch.local)
-        done = self.precision.step(loss, self.optimizer)
+        made: list[tuple[float, Tensor, dict[str, Tensor]]] = []
+        done = self.precision.step(self._losses(batch, made), self.optimizer)
+        if done and self._by_step:
+            self.schedule.step()
+        if done and self.average is not None:
+            self.average.update()
         # Read only now: on a GPU this waits, and all of the step was queued before.
-        values = {"loss": loss.item(), **{name: part.item() for name, part in parts.items()}}
+        values: dict[str, float] = {}
+        for share, loss, parts in made:
+            for name, part in {"loss": loss, **parts}.items():
+                values[name] = values.get(name, 0.0) + share * part.item()
         if done and not math.isfinite(values["loss"]):
             raise EngineError(
                 f"the loss is {values['loss']} in epoch {self.position.epoch + 1}, iteration {number} "
@@ -211,6 +266,25 @@ class _Trainer:
                 self.sums[name] = self.sums.get(name, 0.0) + value
         if number % self.cfg.SOLVER.LOG_PERIOD == 0:
             self._log(number, metrics)
+
+    def _losses(self, batch: Any, made: list[tuple[float, Tensor, dict[str, Tensor]]]) -> Iterator[Tensor]:
+        """The loss of a batch, or SOLVER.ACCUMULATE losses of its parts that add up to it. To `made` come each part's
+        share of the terms, its loss (without its history) and what that is made of."""
+        count = self.cfg.SOLVER.ACCUMULATE
+        if count == 1:
+            with self.precision.autocast():
+                loss, parts = self.step(batch.pixels, batch.extra, crops_of(batch))
+            made.append((1.0, loss.detach(), parts))
+            yield loss
+            return
+        terms = self.step.count(batch.extra)
+        for places, part in self.step.parts(batch.extra, count):
+            share = self.step.count(part) / terms
+            some = take_batch(batch, places)
+            with self.precision.autocast():
+                loss, parts = self.step(some.pixels, part, crops_of(some))
+            made.append((share, loss.detach(), {name: value.detach() for name, value in parts.items()}))
+            yield loss * share
 
     def _log(self, number: int, metrics: MetricsFile) -> None:
         """Means since the last line, and learning rates."""
@@ -235,16 +309,24 @@ class _Trainer:
     def _evaluate(self, metrics: MetricsFile) -> bool:
         """Evaluates on VALID; True where it is the best so far."""
         try:
-            result = self.evaluation.run(self.model, self.stop)
+            with contextlib.nullcontext() if self.average is None else self.average.applied():
+                result = self.evaluation.run(self.model, self.stop)
         except Interrupted:
             self.folder.save(self._state(metrics), False)
             raise
         self.result = result
         best = result["mAP"] > self.position.best_map
         self.position = self.position._replace(last_map=result["mAP"],
-                                               best_map=max(result["mAP"], self.position.best_map))
+                                               best_map=max(result["mAP"], self.position.best_map),
+                                               since_best=0 if best else self.position.since_best + 1)
         metrics.write(event="eval", epoch=self.position.epoch + 1, step=self.position.step, best=best, **result)
         return best
+
+
+def _most_attributes(data: TrainSet) -> int:
+    """The most attributes that an image is labelled with."""
+    pairs = np.unique(np.stack([data.labels.images, data.labels.attributes]), axis=1)
+    return int(np.unique(pairs[0], return_counts=True)[1].max())
 
 
 def _check_folder(folder: RunFolder, resume: str | None, same_run: bool, overwrite: bool) -> None:
@@ -290,8 +372,8 @@ def _run(trainer: _Trainer, folder: RunFolder, resume: str | None, overwrite: bo
         folder.clear()
     folder.make()
     at = trainer.position
-    logger.info("%s: %d epochs of %d iterations, %d triplets each, on %s with %d threads", cfg.NAME,
-                cfg.SOLVER.EPOCHS, len(trainer.sampler), cfg.DATA.TRAIN_BATCHSIZE, trainer.device, trainer.threads)
+    logger.info("%s: %d epochs of %d iterations, %d %s each, on %s with %d threads", cfg.NAME, cfg.SOLVER.EPOCHS,
+                len(trainer.sampler), cfg.DATA.TRAIN_BATCHSIZE, trainer.step.unit, trainer.device, trainer.threads)
     if trainer.exact:
         logger.info("going on after epoch %d, iteration %d", at.epoch, at.batch)
     with MetricsFile(folder.metrics) as metrics, trainer.stop:

@@ -21,7 +21,7 @@ _ARCHITECTURE = ("MODEL.TYPE", "MODEL.LOCAL.ENABLE", "MODEL.GLOBAL.BACKBONE.NAME
                  "HEAD.out_features", "MODEL.GLOBAL.ATTENTION.SPATIAL.ENABLE",
                  "MODEL.GLOBAL.ATTENTION.SPATIAL.COMMON_EMBED_SIZE", "MODEL.GLOBAL.ATTENTION.CHANNEL.ENABLE",
                  "MODEL.GLOBAL.ATTENTION.CHANNEL.REDUCTION_RATE",
-                 "MODEL.LOCAL.ATTENTION.SPATIAL.COMMON_EMBED_SIZE")
+                 "MODEL.LOCAL.ATTENTION.SPATIAL.COMMON_EMBED_SIZE", "SOLVER.LOSS", "DATA.ATTRIBUTES.NUM")
 
 
 class _Match:
@@ -113,8 +113,10 @@ _PARTS = {"basenet": "backbone", "attnnet": "attention"}
 
 
 def _part(name: str) -> str:
-    """"global branch, backbone" and the like, "attribute table", or "classifier"."""
+    """"global branch, backbone" and the like, "attribute table", or "classifier" (of a style model)."""
     words = name.split(".")
+    if words[0] == "heads":
+        return f"{words[1]} branch, heads"
     if "choices" not in words:
         return "classifier"
     branch, kind = words[words.index("choices") + 1:][:2]
