@@ -23,12 +23,12 @@ typedef struct {
     const uint8_t *end;
 } asen_image;
 
-/* A rectangle in a resized image: rows [y, y+height), columns [x, x+width). */
+/* A rectangle of pixels: rows [y, y+height), columns [x, x+width). */
 typedef struct {
     int64_t y, x, height, width;
 } asen_image_window;
 
-/* A square in the original image: the corner (x, y) and the side d. */
+/* A square, of a resized map or of an image: the corner (x, y) and the side d. */
 typedef struct {
     int64_t x, y, d;
 } asen_image_box;
@@ -42,9 +42,10 @@ int asen_jpeg_size(const uint8_t *data, size_t n, int64_t *height, int64_t *widt
 int asen_jpeg_decode(const uint8_t *data, size_t n, uint8_t *out, int64_t height, int64_t width);
 
 /* Resizes `in` to out_height x out_width as Pillow's Image.resize(..., BILINEAR) does, and writes
- * the window of the result to out (window.height, window.width, 3); nothing else is computed. */
+ * the window of the result to out (window.height, window.width, 3); nothing else is computed.
+ * mirrored: its columns from right to left, each with the same bits. */
 int asen_image_resize(const asen_image *in, int64_t out_height, int64_t out_width,
-                      asen_image_window window, uint8_t *out);
+                      asen_image_window window, int mirrored, uint8_t *out);
 
 /* The rectangle (x, y, width, height) of `in`, which must lie within it. */
 asen_image asen_image_view(const asen_image *in, int64_t x, int64_t y, int64_t width, int64_t height);
@@ -53,6 +54,20 @@ asen_image asen_image_view(const asen_image *in, int64_t x, int64_t y, int64_t w
  * local transform, step 1). */
 int asen_map_resize(const float *map, int64_t height, int64_t width, float *out, int64_t size_y,
                     int64_t size_x);
+
+/* The centre square of an image: what the global transform shows. */
+asen_image_window asen_image_centre(int64_t height, int64_t width);
+
+/* Steps 1 to 4 of the local transform: attention map (map_height, map_width) -> a square of the map
+ * resized to global_size. A map that is constant after resizing gives the whole. */
+int asen_map_square(const float *map, int64_t map_height, int64_t map_width, int64_t global_size,
+                    double threshold, asen_image_box *square);
+
+/* Step 5: the part of an image that the square of a map marks, where the map was made of `shown`, a
+ * part of the image resized to global_size x global_size, and mirrored or not. It has at least one
+ * pixel, and may overrun `shown`. */
+asen_image_window asen_map_part(asen_image_box square, int64_t global_size, asen_image_window shown,
+                                int mirrored);
 
 /* Steps 1 to 5 of the local transform: attention map (map_height, map_width) -> the square to crop
  * from an image of image_height x image_width. A map that is constant after resizing gives the
@@ -67,11 +82,25 @@ typedef struct {
 
 void asen_image_scale_init(asen_image_scale *scale, const float mean[3], const float std[3]);
 
+/* Where the 8-bit pixels (size, size, 3) are made that become `out`: `out` itself without a scale,
+ * else memory of their own. `key` names the size in messages. After ASEN_OK, asen_image_end must
+ * follow: it normalises them into `out` if status is ASEN_OK, frees them, and returns status. */
+int asen_image_begin(const char *key, int64_t size, const asen_image_scale *scale, void *out,
+                     uint8_t **pixels);
+int asen_image_end(int status, uint8_t *pixels, int64_t size, const asen_image_scale *scale, void *out);
+
+/* The global transform as 8-bit pixels (size, size, 3), mirrored or not. */
+int asen_image_show(const asen_image *in, int64_t size, int mirrored, uint8_t *pixels);
+
+/* A part of the image, black where it overruns, resized to 8-bit pixels (size, size, 3). */
+int asen_image_show_part(const asen_image *in, asen_image_window part, int64_t size, int mirrored,
+                         uint8_t *pixels);
+
 /* The global transform: image -> out (size, size, 3), float32; without a scale (NULL) 8-bit pixels. */
 int asen_image_global(const asen_image *in, int64_t size, const asen_image_scale *scale, void *out);
 
-/* Step 6 of the local transform: the box of the image (black where it overruns) -> out as above. */
-int asen_image_local(const asen_image *in, asen_image_box box, int64_t size,
+/* Step 6 of the local transform: the part of the image (black where it overruns) -> out as above. */
+int asen_image_local(const asen_image *in, asen_image_window part, int64_t size,
                      const asen_image_scale *scale, void *out);
 
 #endif

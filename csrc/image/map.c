@@ -182,10 +182,10 @@ static int64_t square_start(int64_t centre, int64_t d, int64_t size)
     return centre - d / 2 > 0 ? centre - d / 2 : 0;
 }
 
-/* Step 5: an integer of the resized square, in pixels of the image. */
-static int64_t to_image(int64_t v, int64_t size, int64_t shorter)
+/* Step 5: an integer of the resized square, in pixels of the side that it was made of. */
+static int64_t to_image(int64_t v, int64_t size, int64_t side)
 {
-    return (int64_t)((double)v / (double)size * (double)shorter);
+    return (int64_t)((double)v / (double)size * (double)side);
 }
 
 /* Steps 2 to 4: the square (x, y, d) in the resized map (size, size). `greatest` is scratch for
@@ -224,19 +224,16 @@ static int box_in_map(const resizer *r, int64_t size, double threshold, float *g
     return ASEN_OK;
 }
 
-int asen_map_box(const float *map, int64_t map_height, int64_t map_width, int64_t global_size, double threshold,
-                 int64_t image_height, int64_t image_width, asen_image_box *box)
+int asen_map_square(const float *map, int64_t map_height, int64_t map_width, int64_t global_size, double threshold,
+                    asen_image_box *square)
 {
-    *box = (asen_image_box){0, 0, 0};
+    *square = (asen_image_box){0, 0, 0};
     if (global_size < 1 || global_size > ASEN_IMAGE_MAX_SIZE)
         return asen_fail(ASEN_ERR_VALUE, "INPUT.GLOBAL_SIZE must lie in [1, %d], but is %lld", ASEN_IMAGE_MAX_SIZE,
                          (long long)global_size);
     if (!(threshold < 1.0))
         return asen_fail(ASEN_ERR_VALUE, "INPUT.THRESHOLD must be below 1, but is %g: nothing would be kept",
                          threshold);
-    if (image_height < 1 || image_width < 1)
-        return asen_fail(ASEN_ERR_VALUE, "an image of %lld x %lld pixels has no crop", (long long)image_width,
-                         (long long)image_height);
     for (int64_t i = 0; i < map_height * map_width; i++)
         if (!isfinite(map[i]))
             return asen_fail(ASEN_ERR_VALUE, "the attention map holds NaN or infinity");
@@ -249,21 +246,46 @@ int asen_map_box(const float *map, int64_t map_height, int64_t map_width, int64_
         status = asen_fail(ASEN_ERR_MEMORY, "out of memory for an attention map of %lld x %lld",
                            (long long)global_size, (long long)global_size);
     else
-        status = box_in_map(&r, global_size, threshold, greatest, box);
+        status = box_in_map(&r, global_size, threshold, greatest, square);
     free(greatest);
     resizer_free(&r);
+    return status;
+}
+
+asen_image_window asen_image_centre(int64_t height, int64_t width)
+{
+    int64_t side = height < width ? height : width;
+    return (asen_image_window){(height - side) / 2, (width - side) / 2, side, side};
+}
+
+asen_image_window asen_map_part(asen_image_box square, int64_t global_size, asen_image_window shown, int mirrored)
+{
+    int64_t x = mirrored ? global_size - square.x - square.d : square.x;
+    asen_image_window part = {
+        shown.y + to_image(square.y, global_size, shown.height),
+        shown.x + to_image(x, global_size, shown.width),
+        to_image(square.d, global_size, shown.height),
+        to_image(square.d, global_size, shown.width),
+    };
+    if (part.height < 1) /* an image smaller than the map: the published program would fail */
+        part.height = 1;
+    if (part.width < 1)
+        part.width = 1;
+    return part;
+}
+
+int asen_map_box(const float *map, int64_t map_height, int64_t map_width, int64_t global_size, double threshold,
+                 int64_t image_height, int64_t image_width, asen_image_box *box)
+{
+    *box = (asen_image_box){0, 0, 0};
+    if (image_height < 1 || image_width < 1)
+        return asen_fail(ASEN_ERR_VALUE, "an image of %lld x %lld pixels has no crop", (long long)image_width,
+                         (long long)image_height);
+    asen_image_box square;
+    int status = asen_map_square(map, map_height, map_width, global_size, threshold, &square);
     if (status)
         return status;
-    int64_t shorter = image_height < image_width ? image_height : image_width;
-    int64_t offset = (image_height > image_width ? image_height - image_width : image_width - image_height) / 2;
-    box->x = to_image(box->x, global_size, shorter);
-    box->y = to_image(box->y, global_size, shorter);
-    box->d = to_image(box->d, global_size, shorter);
-    if (box->d < 1) /* an image smaller than the map: the published program would fail */
-        box->d = 1;
-    if (image_height > image_width)
-        box->y += offset;
-    else
-        box->x += offset;
+    asen_image_window part = asen_map_part(square, global_size, asen_image_centre(image_height, image_width), 0);
+    *box = (asen_image_box){part.x, part.y, part.width};
     return ASEN_OK;
 }

@@ -71,7 +71,8 @@ static void weigh(axis *a, int64_t i, int64_t position, int64_t in, double scale
     a->used[i] = (int32_t)used;
 }
 
-static int axis_init(axis *a, int64_t in, int64_t out, int64_t first, int64_t count)
+/* mirrored: the last output first. */
+static int axis_init(axis *a, int64_t in, int64_t out, int64_t first, int64_t count, int mirrored)
 {
     memset(a, 0, sizeof *a);
     double scale = (double)in / (double)out;
@@ -91,7 +92,7 @@ static int axis_init(axis *a, int64_t in, int64_t out, int64_t first, int64_t co
     a->used = a->start + count;
     a->low = in;
     for (int64_t i = 0; i < count; i++) {
-        weigh(a, i, first + i, in, scale, scratch);
+        weigh(a, i, mirrored ? first + count - 1 - i : first + i, in, scale, scratch);
         if (a->start[i] < a->low)
             a->low = a->start[i];
         if (a->start[i] + a->used[i] > a->high)
@@ -276,7 +277,7 @@ static void resize_columns(const axis *rows, const uint8_t *middle, int64_t stri
 }
 
 int asen_image_resize(const asen_image *in, int64_t out_height, int64_t out_width, asen_image_window window,
-                      uint8_t *out)
+                      int mirrored, uint8_t *out)
 {
     if (in->height < 1 || in->width < 1 || in->height > INT32_MAX / 4 || in->width > INT32_MAX / 4)
         return asen_fail(ASEN_ERR_VALUE, "an image of %lld x %lld pixels cannot be resized",
@@ -289,15 +290,15 @@ int asen_image_resize(const asen_image *in, int64_t out_height, int64_t out_widt
                          (long long)window.height, (long long)out_width, (long long)out_height);
     axis rows = {0}, columns = {0};
     uint8_t *middle = NULL;
-    int status = axis_init(&rows, in->height, out_height, window.y, window.height);
+    int status = axis_init(&rows, in->height, out_height, window.y, window.height, 0);
     if (status)
         return status;
-    if (in->width == out_width) { /* all weights are 1: the pass is the identity */
+    if (in->width == out_width && !mirrored) { /* all weights are 1: the pass is the identity */
         const uint8_t *first = in->pixels + rows.low * in->stride + 3 * window.x;
         resize_columns(&rows, first, in->stride, 3 * window.width, out);
         goto done;
     }
-    status = axis_init(&columns, in->width, out_width, window.x, window.width);
+    status = axis_init(&columns, in->width, out_width, window.x, window.width, mirrored);
     if (status)
         goto done;
     int64_t stride = 3 * window.width;

@@ -22,29 +22,27 @@ static void normalize(const uint8_t *pixels, int64_t count, const asen_image_sca
     }
 }
 
-static int resize_and_normalize(const asen_image *in, int64_t out_height, int64_t out_width,
-                                asen_image_window window, const asen_image_scale *scale, void *out)
+int asen_image_begin(const char *key, int64_t size, const asen_image_scale *scale, void *out, uint8_t **pixels)
 {
-    if (scale == NULL)
-        return asen_image_resize(in, out_height, out_width, window, out);
-    int64_t count = window.height * window.width;
-    uint8_t *pixels = malloc((size_t)count * 3);
-    if (pixels == NULL)
-        return asen_fail(ASEN_ERR_MEMORY, "out of memory for an image of %lld x %lld pixels",
-                         (long long)window.width, (long long)window.height);
-    int status = asen_image_resize(in, out_height, out_width, window, pixels);
-    if (status == ASEN_OK)
-        normalize(pixels, count, scale, out);
-    free(pixels);
-    return status;
-}
-
-static int check_size(const char *key, int64_t size)
-{
+    *pixels = NULL;
     if (size < 1 || size > ASEN_IMAGE_MAX_SIZE)
         return asen_fail(ASEN_ERR_VALUE, "%s must lie in [1, %d], but is %lld", key, ASEN_IMAGE_MAX_SIZE,
                          (long long)size);
+    *pixels = scale == NULL ? out : malloc((size_t)(size * size) * 3);
+    if (*pixels == NULL)
+        return asen_fail(ASEN_ERR_MEMORY, "out of memory for an image of %lld x %lld pixels", (long long)size,
+                         (long long)size);
     return ASEN_OK;
+}
+
+int asen_image_end(int status, uint8_t *pixels, int64_t size, const asen_image_scale *scale, void *out)
+{
+    if (scale == NULL)
+        return status;
+    if (status == ASEN_OK)
+        normalize(pixels, size * size, scale, out);
+    free(pixels);
+    return status;
 }
 
 /* int(round(v/2)) with Python's rounding: halves go to the even neighbour. v >= 0. */
@@ -54,11 +52,8 @@ static int64_t half_rounded(int64_t v)
     return v % 2 == 0 ? down : down + down % 2;
 }
 
-int asen_image_global(const asen_image *in, int64_t size, const asen_image_scale *scale, void *out)
+int asen_image_show(const asen_image *in, int64_t size, int mirrored, uint8_t *pixels)
 {
-    int status = check_size("INPUT.GLOBAL_SIZE", size);
-    if (status)
-        return status;
     if (in->height < 1 || in->width < 1)
         return asen_fail(ASEN_ERR_VALUE, "an image of %lld x %lld pixels has nothing to show",
                          (long long)in->width, (long long)in->height);
@@ -68,45 +63,61 @@ int asen_image_global(const asen_image *in, int64_t size, const asen_image_scale
     else
         width = (int64_t)((double)(size * in->width) / (double)in->height);
     asen_image_window window = {half_rounded(height - size), half_rounded(width - size), size, size};
-    return resize_and_normalize(in, height, width, window, scale, out);
+    return asen_image_resize(in, height, width, window, mirrored, pixels);
 }
 
-/* A copy of the square with black where it lies outside the image; the caller frees *pixels. */
-static int copy_square(const asen_image *in, asen_image_box box, uint8_t **pixels)
+int asen_image_global(const asen_image *in, int64_t size, const asen_image_scale *scale, void *out)
 {
-    *pixels = calloc((size_t)box.d * (size_t)box.d, 3);
+    uint8_t *pixels;
+    int status = asen_image_begin("INPUT.GLOBAL_SIZE", size, scale, out, &pixels);
+    if (status)
+        return status;
+    return asen_image_end(asen_image_show(in, size, 0, pixels), pixels, size, scale, out);
+}
+
+/* A copy of the part with black where it lies outside the image; the caller frees *pixels. */
+static int copy_part(const asen_image *in, asen_image_window part, uint8_t **pixels)
+{
+    *pixels = calloc((size_t)part.height * (size_t)part.width, 3);
     if (*pixels == NULL)
-        return asen_fail(ASEN_ERR_MEMORY, "out of memory for a crop of %lld x %lld pixels", (long long)box.d,
-                         (long long)box.d);
-    int64_t x0 = box.x < 0 ? 0 : box.x, x1 = box.x + box.d < in->width ? box.x + box.d : in->width;
-    int64_t y0 = box.y < 0 ? 0 : box.y, y1 = box.y + box.d < in->height ? box.y + box.d : in->height;
+        return asen_fail(ASEN_ERR_MEMORY, "out of memory for a crop of %lld x %lld pixels", (long long)part.width,
+                         (long long)part.height);
+    int64_t x0 = part.x < 0 ? 0 : part.x, x1 = part.x + part.width < in->width ? part.x + part.width : in->width;
+    int64_t y0 = part.y < 0 ? 0 : part.y, y1 = part.y + part.height < in->height ? part.y + part.height : in->height;
     for (int64_t y = y0; y < y1 && x0 < x1; y++)
-        memcpy(*pixels + 3 * ((y - box.y) * box.d + (x0 - box.x)), in->pixels + y * in->stride + 3 * x0,
+        memcpy(*pixels + 3 * ((y - part.y) * part.width + (x0 - part.x)), in->pixels + y * in->stride + 3 * x0,
                (size_t)(x1 - x0) * 3);
     return ASEN_OK;
 }
 
-int asen_image_local(const asen_image *in, asen_image_box box, int64_t size, const asen_image_scale *scale,
+int asen_image_show_part(const asen_image *in, asen_image_window part, int64_t size, int mirrored, uint8_t *pixels)
+{
+    const int64_t far = INT32_MAX / 4, longest = 65536;
+    if (part.width < 1 || part.width > longest || part.height < 1 || part.height > longest || part.x < -far ||
+        part.y < -far || part.x > far || part.y > far)
+        return asen_fail(ASEN_ERR_VALUE, "a crop at (%lld, %lld) of %lld x %lld pixels cannot be taken",
+                         (long long)part.x, (long long)part.y, (long long)part.width, (long long)part.height);
+    asen_image_window whole = {0, 0, size, size};
+    if (part.x >= 0 && part.y >= 0 && part.x + part.width <= in->width && part.y + part.height <= in->height) {
+        asen_image view = asen_image_view(in, part.x, part.y, part.width, part.height);
+        return asen_image_resize(&view, size, size, whole, mirrored, pixels);
+    }
+    uint8_t *copy;
+    int status = copy_part(in, part, &copy);
+    if (status)
+        return status;
+    asen_image view = {copy, part.height, part.width, 3 * part.width, copy + 3 * part.width * part.height};
+    status = asen_image_resize(&view, size, size, whole, mirrored, pixels);
+    free(copy);
+    return status;
+}
+
+int asen_image_local(const asen_image *in, asen_image_window part, int64_t size, const asen_image_scale *scale,
                      void *out)
 {
-    int status = check_size("INPUT.LOCAL_SIZE", size);
-    if (status)
-        return status;
-    const int64_t far = INT32_MAX / 4;
-    if (box.d < 1 || box.d > 65536 || box.x < -far || box.y < -far || box.x > far || box.y > far)
-        return asen_fail(ASEN_ERR_VALUE, "a crop at (%lld, %lld) of side %lld cannot be taken", (long long)box.x,
-                         (long long)box.y, (long long)box.d);
-    asen_image_window window = {0, 0, size, size};
-    if (box.x >= 0 && box.y >= 0 && box.x + box.d <= in->width && box.y + box.d <= in->height) {
-        asen_image square = asen_image_view(in, box.x, box.y, box.d, box.d);
-        return resize_and_normalize(&square, size, size, window, scale, out);
-    }
     uint8_t *pixels;
-    status = copy_square(in, box, &pixels);
+    int status = asen_image_begin("INPUT.LOCAL_SIZE", size, scale, out, &pixels);
     if (status)
         return status;
-    asen_image square = {pixels, box.d, box.d, 3 * box.d, pixels + 3 * box.d * box.d};
-    status = resize_and_normalize(&square, size, size, window, scale, out);
-    free(pixels);
-    return status;
+    return asen_image_end(asen_image_show_part(in, part, size, 0, pixels), pixels, size, scale, out);
 }

@@ -1,103 +1,7 @@
 /* JPEG decoding, resizing and the transforms, over buffers. Arrays come in as any
  * C-contiguous buffer of uint8 or float32; the caller allocates the outputs. The GIL is released
  * around all work, while the buffers are held. */
-#include "python/module.h"
-
-#include <string.h>
-
-#include "image/image.h"
-
-/* Takes a C-contiguous buffer of `ndim` axes of `kind` ('B' uint8, 'f' float32); 0, or -1 with an
- * exception that names the argument. The caller releases it. */
-static int take_buffer(PyObject *object, char kind, int ndim, int writable, const char *name, Py_buffer *view)
-{
-    int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
-    if (PyObject_GetBuffer(object, view, flags) < 0)
-        return -1;
-    const char *format = view->format == NULL ? "B" : view->format;
-    if (*format == '@' || *format == '=')
-        format++;
-    if (format[0] != kind || format[1] != '\0' || view->ndim != ndim) {
-        PyErr_Format(PyExc_TypeError, "%s must be a %s array of %d axes, but has format %s and %d axes", name,
-                     kind == 'B' ? "uint8" : "float32", ndim, format, view->ndim);
-        PyBuffer_Release(view);
-        return -1;
-    }
-    return 0;
-}
-
-static int check_pixels(const Py_buffer *view, const char *name)
-{
-    if (view->shape[2] == 3)
-        return 0;
-    PyErr_Format(PyExc_ValueError, "%s must have the shape (height, width, 3), but the last axis has %zd", name,
-                 view->shape[2]);
-    return -1;
-}
-
-static asen_image image_of(const Py_buffer *view)
-{
-    const uint8_t *pixels = view->buf;
-    return (asen_image){pixels, view->shape[0], view->shape[1], 3 * (int64_t)view->shape[1], pixels + view->len};
-}
-
-/* A list of images, as buffers. */
-typedef struct {
-    Py_ssize_t count;
-    Py_buffer *views;
-} image_list;
-
-static void release_images(image_list *list)
-{
-    for (Py_ssize_t i = 0; i < list->count; i++)
-        PyBuffer_Release(&list->views[i]);
-    PyMem_Free(list->views);
-}
-
-static int take_images(PyObject *object, image_list *list)
-{
-    *list = (image_list){0, NULL};
-    PyObject *items = asen_py_items(object, "images must be a sequence of uint8 arrays");
-    if (items == NULL)
-        return -1;
-    Py_ssize_t count = PyTuple_GET_SIZE(items);
-    list->views = PyMem_Calloc((size_t)(count > 0 ? count : 1), sizeof *list->views);
-    if (list->views == NULL) {
-        PyErr_NoMemory();
-        goto fail;
-    }
-    for (Py_ssize_t i = 0; i < count; i++) {
-        Py_buffer *view = &list->views[i];
-        if (take_buffer(PyTuple_GET_ITEM(items, i), 'B', 3, 0, "an image", view) < 0)
-            goto fail;
-        list->count = i + 1;
-        if (check_pixels(view, "an image") < 0)
-            goto fail;
-    }
-    Py_DECREF(items);
-    return 0;
-fail:
-    Py_DECREF(items);
-    release_images(list);
-    return -1;
-}
-
-/* The outputs: float32 or uint8 (count, size, size, 3). */
-static int take_output(PyObject *object, Py_buffer *view)
-{
-    if (take_buffer(object, 'B', 4, 1, "out", view) < 0) {
-        PyErr_Clear();
-        if (take_buffer(object, 'f', 4, 1, "out", view) < 0)
-            return -1;
-    }
-    if (view->shape[1] != view->shape[2] || view->shape[3] != 3) {
-        PyErr_Format(PyExc_ValueError, "out must have the shape (count, size, size, 3), but has (%zd, %zd, %zd, %zd)",
-                     view->shape[0], view->shape[1], view->shape[2], view->shape[3]);
-        PyBuffer_Release(view);
-        return -1;
-    }
-    return 0;
-}
+#include "python/pixels.h"
 
 PyDoc_STRVAR(jpeg_size_doc, "jpeg_size(data, /)\n--\n\n"
 "(height, width) from the header of a JPEG file in memory.\n\n"
@@ -164,19 +68,19 @@ static PyObject *image_resize(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "OOLL|LL:image_resize", &image_object, &out_object, &height, &width, &y, &x))
         return NULL;
     Py_buffer image, out;
-    if (take_buffer(image_object, 'B', 3, 0, "image", &image) < 0)
+    if (asen_py_take_buffer(image_object, 'B', 3, 0, "image", &image) < 0)
         return NULL;
-    if (take_buffer(out_object, 'B', 3, 1, "out", &out) < 0) {
+    if (asen_py_take_buffer(out_object, 'B', 3, 1, "out", &out) < 0) {
         PyBuffer_Release(&image);
         return NULL;
     }
     int status = -1;
-    if (check_pixels(&image, "image") < 0 || check_pixels(&out, "out") < 0)
+    if (asen_py_check_pixels(&image, "image") < 0 || asen_py_check_pixels(&out, "out") < 0)
         goto done;
-    asen_image in = image_of(&image);
+    asen_image in = asen_py_image_of(&image);
     asen_image_window window = {y, x, out.shape[0], out.shape[1]};
     Py_BEGIN_ALLOW_THREADS
-    status = asen_image_resize(&in, height, width, window, out.buf);
+    status = asen_image_resize(&in, height, width, window, 0, out.buf);
     Py_END_ALLOW_THREADS
     if (status)
         asen_py_raise(status);
@@ -197,9 +101,9 @@ static PyObject *map_resize(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "OO:map_resize", &map_object, &out_object))
         return NULL;
     Py_buffer map, out;
-    if (take_buffer(map_object, 'f', 2, 0, "map", &map) < 0)
+    if (asen_py_take_buffer(map_object, 'f', 2, 0, "map", &map) < 0)
         return NULL;
-    if (take_buffer(out_object, 'f', 2, 1, "out", &out) < 0) {
+    if (asen_py_take_buffer(out_object, 'f', 2, 1, "out", &out) < 0) {
         PyBuffer_Release(&map);
         return NULL;
     }
@@ -226,7 +130,7 @@ static PyObject *local_box(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "OLdLL:local_box", &map_object, &global_size, &threshold, &height, &width))
         return NULL;
     Py_buffer map;
-    if (take_buffer(map_object, 'f', 2, 0, "map", &map) < 0)
+    if (asen_py_take_buffer(map_object, 'f', 2, 0, "map", &map) < 0)
         return NULL;
     asen_image_box box;
     int status;
@@ -250,44 +154,25 @@ static PyObject *global_batch(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "OOO(fff)(fff):global_batch", &images_object, &slots_object, &out_object, mean,
                           mean + 1, mean + 2, std, std + 1, std + 2))
         return NULL;
-    image_list images;
-    if (take_images(images_object, &images) < 0)
+    asen_py_images images;
+    if (asen_py_take_images(images_object, &images) < 0)
         return NULL;
     Py_buffer out;
-    if (take_output(out_object, &out) < 0) {
-        release_images(&images);
+    if (asen_py_take_output(out_object, &out) < 0) {
+        asen_py_release_images(&images);
         return NULL;
     }
     int status = -1;
-    Py_ssize_t *slots = NULL;
-    PyObject *items = asen_py_items(slots_object, "slots must be a sequence of integers");
-    if (items == NULL)
+    int64_t *slots = asen_py_take_integers(slots_object, images.count, "slots");
+    if (slots == NULL || asen_py_check_slots(slots, images.count, out.shape[0]) < 0)
         goto done;
-    if (PyTuple_GET_SIZE(items) != images.count) {
-        PyErr_Format(PyExc_ValueError, "%zd slots for %zd images", PyTuple_GET_SIZE(items), images.count);
-        goto done;
-    }
-    slots = PyMem_Malloc((size_t)(images.count + 1) * sizeof *slots);
-    if (slots == NULL) {
-        PyErr_NoMemory();
-        goto done;
-    }
-    for (Py_ssize_t i = 0; i < images.count; i++) {
-        slots[i] = PyNumber_AsSsize_t(PyTuple_GET_ITEM(items, i), PyExc_IndexError);
-        if (slots[i] == -1 && PyErr_Occurred())
-            goto done;
-        if (slots[i] < 0 || slots[i] >= out.shape[0]) {
-            PyErr_Format(PyExc_IndexError, "slot %zd of a batch of %zd", slots[i], out.shape[0]);
-            goto done;
-        }
-    }
     status = 0;
     Py_BEGIN_ALLOW_THREADS
     asen_image_scale scale, *wanted = out.itemsize == 1 ? NULL : &scale;
     asen_image_scale_init(&scale, mean, std);
     int64_t size = out.shape[1];
     for (Py_ssize_t i = 0; i < images.count && status == 0; i++) {
-        asen_image in = image_of(&images.views[i]);
+        asen_image in = asen_py_image_of(&images.views[i]);
         status = asen_image_global(&in, size, wanted, (char *)out.buf + slots[i] * size * size * 3 * out.itemsize);
     }
     Py_END_ALLOW_THREADS
@@ -295,9 +180,8 @@ static PyObject *global_batch(PyObject *module, PyObject *args)
         asen_py_raise(status);
 done:
     PyMem_Free(slots);
-    Py_XDECREF(items);
     PyBuffer_Release(&out);
-    release_images(&images);
+    asen_py_release_images(&images);
     if (status)
         return NULL;
     Py_RETURN_NONE;
@@ -316,17 +200,17 @@ static PyObject *local_batch(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "OOLdO(fff)(fff):local_batch", &images_object, &maps_object, &global_size,
                           &threshold, &out_object, mean, mean + 1, mean + 2, std, std + 1, std + 2))
         return NULL;
-    image_list images;
-    if (take_images(images_object, &images) < 0)
+    asen_py_images images;
+    if (asen_py_take_images(images_object, &images) < 0)
         return NULL;
     Py_buffer out, maps;
-    if (take_output(out_object, &out) < 0) {
-        release_images(&images);
+    if (asen_py_take_output(out_object, &out) < 0) {
+        asen_py_release_images(&images);
         return NULL;
     }
-    if (take_buffer(maps_object, 'f', 3, 0, "maps", &maps) < 0) {
+    if (asen_py_take_buffer(maps_object, 'f', 3, 0, "maps", &maps) < 0) {
         PyBuffer_Release(&out);
-        release_images(&images);
+        asen_py_release_images(&images);
         return NULL;
     }
     int status = -1;
@@ -348,11 +232,12 @@ static PyObject *local_batch(PyObject *module, PyObject *args)
     asen_image_scale_init(&scale, mean, std);
     int64_t size = out.shape[1], map_height = maps.shape[1], map_width = maps.shape[2];
     for (Py_ssize_t i = 0; i < images.count && status == 0; i++) {
-        asen_image in = image_of(&images.views[i]);
+        asen_image in = asen_py_image_of(&images.views[i]);
         status = asen_map_box((const float *)maps.buf + i * map_height * map_width, map_height, map_width,
                               global_size, threshold, in.height, in.width, &boxes[i]);
+        asen_image_window part = {boxes[i].y, boxes[i].x, boxes[i].d, boxes[i].d};
         if (status == 0)
-            status = asen_image_local(&in, boxes[i], size, wanted, (char *)out.buf + i * size * size * 3 * out.itemsize);
+            status = asen_image_local(&in, part, size, wanted, (char *)out.buf + i * size * size * 3 * out.itemsize);
     }
     Py_END_ALLOW_THREADS
     if (status) {
@@ -371,7 +256,7 @@ done:
     PyMem_Free(boxes);
     PyBuffer_Release(&maps);
     PyBuffer_Release(&out);
-    release_images(&images);
+    asen_py_release_images(&images);
     return list;
 }
 

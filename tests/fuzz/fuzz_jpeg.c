@@ -27,7 +27,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             map[i] = (float)data[((size_t)i * 37 + 11) % size];
         asen_image_box box;
         if (asen_map_box(map, 4, 4, SIZE, 0.5, height, width, &box) == 0)
-            asen_image_local(&image, box, SIZE, &scale, out);
+            asen_image_local(&image, (asen_image_window){box.y, box.x, box.d, box.d}, SIZE, &scale, out);
     }
     free(pixels);
     free(out);
