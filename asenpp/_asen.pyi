@@ -870,6 +870,32 @@ def local_batch(images: Sequence[_Buffer], maps: _Buffer, global_size: int, thre
     into out, (count, size, size, 3) as for global_batch. Returns the squares as a list of (x, y, d).
     """
 
+def augment_draw(image_id: int, height: int, width: int, size: int, settings: tuple[float, float, float, float],
+                 seed: int, epoch: int, /) -> tuple[float, ...]:
+    """What is drawn for an image of height x width pixels that is shown at size x size: (mirrored, x, y, width, height
+    of
+    what is shown, x, y, width, height of what is erased from it, brightness, contrast, saturation, 0), floats.
+    settings: (flip, crop, erase, jitter).
+    """
+
+def augment_batch(images: Sequence[_Buffer], ids: Sequence[int], slots: Sequence[int], out: _Buffer, draws: _Buffer,
+                  settings: tuple[float, float, float, float], seed: int, epoch: int, mean: tuple[float, float, float],
+                  std: tuple[float, float, float], /) -> None:
+    """As global_batch, augmented: what is drawn depends on (seed, epoch, ids[i]) and the image's size. settings: (flip,
+    crop, erase, jitter). What was drawn goes to draws[slots[i]], float64 (count, 13): see augment_draw; the last is
+    the
+    mean grey that contrast went by.
+    """
+
+def augment_local_batch(images: Sequence[_Buffer], maps: _Buffer, draws: _Buffer, global_size: int, threshold: float,
+                        out: _Buffer, mean: tuple[float, float, float], std: tuple[float, float, float],
+                        /) -> list[tuple[int, int, int, int]]:
+    """As local_batch, for maps of views that augment_batch made and of which it wrote `draws`: what a map marks is cut
+    out
+    of the original image, mirrored and jittered as the view was. Returns the parts as a list of (x, y, width,
+    height).
+    """
+
 # ---- ops (csrc/ops/ops.def) ----
 
 def add(a: Tensor | float, b: Tensor | float) -> Tensor:

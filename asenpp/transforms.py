@@ -1,4 +1,4 @@
-"""From image files to network inputs: decoding, the global and the local transform.
+"""From image files to network inputs: decoding, the global and the local transform, augmentation.
 
 The arithmetic is C (`csrc/image/`) and equals, bit for bit, what the published program gets from
 Pillow, OpenCV and torchvision. Images are uint8 RGB arrays (height, width, 3); results are float32.
@@ -9,13 +9,13 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import _asen
 
-__all__ = ["GlobalTransform", "LocalTransform", "decode", "decode_bytes", "image_size", "pixel_table"]
+__all__ = ["Augmentation", "Draw", "GlobalTransform", "LocalTransform", "decode", "decode_bytes", "image_size", "pixel_table"]
 
 _JPEG = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112
@@ -232,3 +232,51 @@ class LocalTransform(_Transform):
         maps = np.ascontiguousarray(maps, np.float32)
         _asen.local_batch(pixels, maps, self.global_size, self.threshold, out, self.mean, self.std)
         return out
+
+
+class Draw(NamedTuple):
+    """What was drawn for an image; x, y, width and height in pixels."""
+
+    mirrored: float                                         # 1 or 0
+    shown: tuple[float, float, float, float]                # x, y, width, height in the image: what the view shows
+    erased: tuple[float, float, float, float]               # x, y, width, height in the view; width 0: nothing
+    brightness: float                                       # factors; 1: as it is
+    contrast: float
+    saturation: float
+    grey: float                                             # mean grey of the brightened view, 0 to 255; 0 if not jittered
+
+    @classmethod
+    def of_row(cls, row: Any) -> "Draw":
+        """From a row of `Batch.draws`."""
+        mirrored, x, y, width, height, *rest = (float(v) for v in row)
+        return cls(mirrored, (x, y, width, height), (rest[0], rest[1], rest[2], rest[3]), *rest[4:])
+
+
+class Augmentation:
+    """How training images are changed at random (docs/reference.md 5, augmentation): for BatchLoader(augment=...).
+
+    cfg: anything with `INPUT.AUGMENT` (FLIP, CROP, ERASE, JITTER) and `SEED`. False where nothing is switched on. What
+    is drawn for an image depends on (SEED, epoch, image id) and its size alone. ValueError names a key out of range.
+    """
+
+    FIELDS = 13     # of a row of draws
+
+    def __init__(self, cfg: Any) -> None:
+        keys = cfg.INPUT.AUGMENT
+        self.settings = float(keys.FLIP), float(keys.CROP), float(keys.ERASE), float(keys.JITTER)
+        self.seed = int(cfg.SEED)
+        self.draw(0, 0, 1, 1, 1)    # checks the settings
+
+    def __bool__(self) -> bool:
+        return self.settings != (0.0, 1.0, 0.0, 0.0)
+
+    def draw(self, image_id: int, epoch: int, height: int, width: int, size: int) -> Draw:
+        """What is drawn for an image of height x width pixels that is shown at size x size."""
+        return Draw.of_row(_asen.augment_draw(image_id, height, width, size, self.settings, self.seed, epoch))
+
+    def into(self, images: Any, ids: Any, slots: Any, epoch: int, transform: GlobalTransform, pixels: np.ndarray,
+             draws: np.ndarray) -> None:
+        """The augmented view of image i, uint8 (height, width, 3) with id ids[i], goes to pixels[slots[i]], (count,
+        size, size, 3), float32 or uint8; what was drawn to draws[slots[i]], float64 (count, FIELDS)."""
+        _asen.augment_batch(images, ids, slots, pixels, draws, self.settings, self.seed, epoch, transform.mean,
+                            transform.std)

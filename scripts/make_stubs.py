@@ -227,6 +227,14 @@ global_batch(images: Sequence[_Buffer], slots: Sequence[int], out: _Buffer, mean
 local_batch(images: Sequence[_Buffer], maps: _Buffer, global_size: int, threshold: float, out: _Buffer,
     mean: tuple[float, float, float],
     std: tuple[float, float, float], /) -> list[tuple[int, int, int]]
+augment_draw(image_id: int, height: int, width: int, size: int, settings: tuple[float, float, float, float],
+    seed: int, epoch: int, /) -> tuple[float, ...]
+augment_batch(images: Sequence[_Buffer], ids: Sequence[int], slots: Sequence[int], out: _Buffer, draws: _Buffer,
+    settings: tuple[float, float, float, float], seed: int, epoch: int, mean: tuple[float, float, float],
+    std: tuple[float, float, float], /) -> None
+augment_local_batch(images: Sequence[_Buffer], maps: _Buffer, draws: _Buffer, global_size: int, threshold: float,
+    out: _Buffer, mean: tuple[float, float, float],
+    std: tuple[float, float, float], /) -> list[tuple[int, int, int, int]]
 """
 
 # What op_specs() does not say.

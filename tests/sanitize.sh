@@ -18,7 +18,7 @@ for argument in "$@"; do
     case $argument in -*) ;; *) tests=1 ;; esac
 done
 if [ $tests -eq 0 ]; then
-    for name in ops tensor autograd inplace fast transforms loader; do
+    for name in ops tensor autograd inplace fast transforms loader augment; do
         file=$root/tests/test_$name.py
         [ ! -e "$file" ] || set -- "$@" "$file"
     done

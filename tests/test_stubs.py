@@ -452,6 +452,11 @@ FUNCTION_CALLS = {
     "local_box": [lambda: (ramp(), 16, 0.5, 8, 6)],
     "global_batch": [lambda: ([pixels()], [0], floats(1, 4, 4, 3), THREE, THREE)],
     "local_batch": [lambda: ([pixels()], ramp()[None], 16, 0.5, floats(1, 4, 4, 3), THREE, THREE)],
+    "augment_draw": [lambda: (3, 8, 6, 4, (0.5, 0.5, 0.5, 0.5), 0, 1)],
+    "augment_batch": [lambda: ([pixels()], [7], [0], floats(1, 4, 4, 3), np.zeros((1, 13)), (0.5, 0.5, 0.5, 0.5), 0, 1,
+                               THREE, THREE)],
+    "augment_local_batch": [lambda: ([pixels()], ramp()[None], np.ones((1, 13)), 16, 0.5, floats(1, 4, 4, 3), THREE,
+                                     THREE)],
 }
 UNCALLED = {"load_plugin", "set_option", "__iter__", "cuda"}  # tested below, or by tests/cuda
 VOLATILE = {"memory_stats", "data_ptr", "dispatch_counts", "__new__", "__hash__", "storage_id", "storage_bytes", "bfloat16",

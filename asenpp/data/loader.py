@@ -28,7 +28,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from .. import _asen
-from ..transforms import GlobalTransform, LocalTransform, decode_bytes, image_size
+from ..transforms import Augmentation, GlobalTransform, LocalTransform, decode_bytes, image_size
 from ..workers import Event, Workers
 
 __all__ = ["Batch", "BatchLoader"]
@@ -114,13 +114,15 @@ class Batch:
     ids: the image ids, as given. pixels: (len(ids), S, S, 3), C-contiguous, the global transform of
     each: float32, or uint8 from a loader that does not normalise. images: the decoded images, uint8
     (height, width, 3), in the order of ids (an image that occurs twice is there twice, as one array); None unless `keep_images`.
-    extra: what came with the ids.
+    extra: what came with the ids. draws: what was drawn where the loader augments, float64 (len(ids), 13), see
+    asenpp.transforms.Draw; else None.
     """
 
     ids: list
     pixels: np.ndarray
     images: list | None
     extra: object
+    draws: np.ndarray | None
     _loader: "BatchLoader" = field(repr=False)
 
     def local(self, maps, cfg=None) -> np.ndarray:
@@ -128,6 +130,10 @@ class Batch:
 
         Returns (len(ids), L, L, 3) of the dtype of `pixels`, C-contiguous, L = INPUT.LOCAL_SIZE of `cfg` (the
         loader's configuration where it is left out). Runs in the loader's threads.
+
+        Where the loader augments, the maps are those of the augmented `pixels`: what a map marks is cut out of the
+        original image, and mirrored and jittered as the pixels were; nothing is erased. Of a window that is no
+        square, a rectangle is resized to L x L.
         """
         if self.images is None:
             raise ValueError("the local transform needs the decoded images: BatchLoader(..., keep_images=True)")
@@ -149,12 +155,13 @@ class _Chunk:
 class _Work:
     """A batch that is being made."""
 
-    def __init__(self, run: "_Run", number: int, ids: list, extra, size: int, dtype) -> None:
+    def __init__(self, run: "_Run", number: int, ids: list, extra, size: int, dtype, augmented: bool) -> None:
         self.run = run
         self.number = number
         self.ids = ids
         self.extra = extra
         self.pixels = np.empty((len(ids), size, size, 3), dtype)
+        self.draws = np.zeros((len(ids), Augmentation.FIELDS)) if augmented else None
         self.images: list = [None] * len(ids)
         self.slot: dict[int, int] = {}       # image id -> its first place
         self.left = 0                        # chunks not finished
@@ -178,6 +185,8 @@ class BatchLoader:
     cache_bytes: memory for small decoded images (up to 256 KiB each), kept from epoch to epoch;
         1 GiB or a quarter of the available memory where it is left out, 0 for none.
     normalize: whether pixels are float32, scaled and normalised; else they are 8-bit, as resized.
+    augment: how images are changed at random, by the epoch given to `iterate` (`for ... in loader` is epoch 0); None:
+        not at all. What an image becomes does not depend on its batch, the threads or the cache.
 
     An image that occurs several times in a batch is decoded once. A missing or broken file raises
     OSError, naming it, when its batch is reached; the iteration is then over. IndexError: an id
@@ -186,7 +195,8 @@ class BatchLoader:
 
     def __init__(self, batches, paths, transform_cfg, workers: int, prefetch: int = 2,
                  keep_images: bool = False, max_decoded_bytes: int | None = None,
-                 cache_bytes: int | None = None, normalize: bool = True) -> None:
+                 cache_bytes: int | None = None, normalize: bool = True,
+                 augment: Augmentation | None = None) -> None:
         if workers < 0 or prefetch < 0:
             raise ValueError(f"workers and prefetch must not be negative, but are {workers} and {prefetch}")
         self.batches = batches
@@ -196,6 +206,7 @@ class BatchLoader:
         self.prefetch = int(prefetch) if workers else 0  # without threads nothing is made ahead
         self.keep_images = bool(keep_images)
         self._dtype = np.float32 if normalize else np.uint8
+        self._augment = augment or None         # None, too, where it changes nothing
         available = available_bytes()
         self.max_decoded_bytes = (max(64 << 20, min(DECODED_BYTES, available // 4)) if max_decoded_bytes is None
                                   else int(max_decoded_bytes))
@@ -221,10 +232,10 @@ class BatchLoader:
     def __iter__(self) -> "_Run":
         return self.iterate(self.batches)
 
-    def iterate(self, batches) -> "_Run":
+    def iterate(self, batches, epoch: int = 0) -> "_Run":
         """An iterator over other batches, with the same threads and cache (the next epoch's, say).
 
-        One pass at a time: it ends the one before, if that was left early.
+        epoch: what the augmentation draws by. One pass at a time: it ends the one before, if that was left early.
         """
         if self._closed:
             raise RuntimeError("the BatchLoader is closed")
@@ -234,7 +245,7 @@ class BatchLoader:
             self._renew()
         if not self.workers:
             self._working = 0             # an exception may have cut the count short
-        self._run = _Run(self, batches)
+        self._run = _Run(self, batches, int(epoch))
         return self._run
 
     def __enter__(self) -> "BatchLoader":
@@ -387,7 +398,10 @@ class BatchLoader:
 
     def _transform_into(self, work: _Work, images, slots) -> None:
         t = self._transform
-        _asen.global_batch(images, slots, work.pixels, t.mean, t.std)
+        if work.draws is None or self._augment is None:
+            _asen.global_batch(images, slots, work.pixels, t.mean, t.std)
+        else:
+            self._augment.into(images, [work.ids[slot] for slot in slots], slots, work.run.epoch, t, work.pixels, work.draws)
 
     # -- the local transform
 
@@ -404,6 +418,13 @@ class BatchLoader:
         total = len(pieces)
         done: SimpleQueue = SimpleQueue()       # None or (start, error) for each piece
 
+        def cut(a: int, b: int) -> None:
+            settings = t.global_size, t.threshold, out[a:b], t.mean, t.std
+            if batch.draws is None:
+                _asen.local_batch(batch.images[a:b], maps[a:b], *settings)
+            else:
+                _asen.augment_local_batch(batch.images[a:b], maps[a:b], batch.draws[a:b], *settings)
+
         def work() -> None:
             """Takes pieces until there are none. The caller does too: the threads may be busy ahead."""
             while True:
@@ -413,8 +434,7 @@ class BatchLoader:
                     return
                 b = min(a + step, count)
                 try:
-                    _asen.local_batch(batch.images[a:b], maps[a:b], t.global_size, t.threshold, out[a:b],
-                                      t.mean, t.std)
+                    cut(a, b)
                 except Exception as error:
                     done.put((a, error))
                 else:
@@ -436,8 +456,9 @@ class BatchLoader:
 class _Run:
     """One pass over the batches. Workers read `works`, `due` and `stopped`; the caller alone writes them."""
 
-    def __init__(self, loader: BatchLoader, batches) -> None:
+    def __init__(self, loader: BatchLoader, batches, epoch: int) -> None:
         self.loader = loader
+        self.epoch = epoch
         self.batches = iter(batches)
         self.works: deque[_Work] = deque()  # the batch that the caller has, and those made ahead
         self.drawn = 0          # batches taken from the iterable
@@ -458,7 +479,8 @@ class _Run:
         if isinstance(item, tuple) and len(item) == 2 and not isinstance(item[0], Integral):
             item, extra = item
         ids = [int(i) for i in item]
-        work = _Work(self, self.drawn, ids, extra, self.loader._transform.global_size, self.loader._dtype)
+        work = _Work(self, self.drawn, ids, extra, self.loader._transform.global_size, self.loader._dtype,
+                     self.loader._augment is not None)
         self.drawn += 1
         self.works.append(work)
         self.loader._start(work)
@@ -505,7 +527,9 @@ class _Run:
             if first != slot:
                 work.pixels[slot] = work.pixels[first]
                 work.images[slot] = work.images[first]
-        batch = Batch(work.ids, work.pixels, work.images if loader.keep_images else None, work.extra, loader)
+                if work.draws is not None:
+                    work.draws[slot] = work.draws[first]
+        batch = Batch(work.ids, work.pixels, work.images if loader.keep_images else None, work.extra, work.draws, loader)
         self.within = False
         return batch
 

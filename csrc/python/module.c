@@ -41,7 +41,7 @@ static int module_exec(PyObject *module)
     static int (*const add[])(PyObject *) = {
         asen_py_add_config, asen_py_add_numpy,   asen_py_add_tensor, asen_py_add_ops,  asen_py_add_operators,
         asen_py_add_copying, asen_py_add_dlpack, asen_py_add_optim,  asen_py_add_runtime, asen_py_add_modes,
-        asen_py_add_warn,   asen_py_add_metrics, asen_py_add_image,
+        asen_py_add_warn,   asen_py_add_metrics, asen_py_add_image, asen_py_add_augment,
     };
     asen_schema_get((asen_op)0); /* reads all rows, while no other thread can fork in the middle of it */
     int status = asen_cpu_open();

@@ -27,6 +27,7 @@ int asen_py_add_modes(PyObject *module);
 int asen_py_add_warn(PyObject *module);
 int asen_py_add_metrics(PyObject *module);
 int asen_py_add_image(PyObject *module);
+int asen_py_add_augment(PyObject *module);
 
 extern PyModuleDef asen_py_module_def;
 
