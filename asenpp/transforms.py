@@ -15,7 +15,8 @@ import numpy as np
 
 from . import _asen
 
-__all__ = ["Augmentation", "Draw", "GlobalTransform", "LocalTransform", "decode", "decode_bytes", "image_size", "pixel_table"]
+__all__ = ["Augmentation", "Draw", "GlobalTransform", "LocalTransform", "decode", "decode_bytes", "image_size",
+           "pixel_table"]
 
 _JPEG = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112
@@ -243,7 +244,7 @@ class Draw(NamedTuple):
     brightness: float                                       # factors; 1: as it is
     contrast: float
     saturation: float
-    grey: float                                             # mean grey of the brightened view, 0 to 255; 0 if not jittered
+    grey: float                                             # mean grey of the brightened view; 0 if not jittered
 
     @classmethod
     def of_row(cls, row: Any) -> "Draw":

@@ -32,12 +32,13 @@ if str(ROOT) not in sys.path:
 
 from asenpp.data import loader as loader_module  # noqa: E402
 from asenpp.data.loader import BatchLoader  # noqa: E402
+from asenpp.transforms import Augmentation  # noqa: E402
 from benchmarks import record  # noqa: E402
 
 WATCHDOG = 30
-CFG = SimpleNamespace(INPUT=SimpleNamespace(
+CFG = SimpleNamespace(SEED=0, INPUT=SimpleNamespace(
     PIXEL_MEAN=[0.485, 0.456, 0.406], PIXEL_STD=[0.229, 0.224, 0.225], GLOBAL_SIZE=16, LOCAL_SIZE=8,
-    THRESHOLD=0.4, EXIF=False))
+    THRESHOLD=0.4, EXIF=False, AUGMENT=SimpleNamespace(FLIP=0.5, CROP=0.5, ERASE=0.5, JITTER=0.2)))
 BATCHES = [[0, 1, 2], [3, 3], [], [4, 5, 6, 7], [0, 2, 4]]
 MAPS = np.random.default_rng(0).random((4, 3, 3), dtype=np.float32)
 BOUND = 4000        # bytes: of decoded images, so few that work is put aside
@@ -53,9 +54,9 @@ def make_images(folder: Path) -> list[str]:
     return paths
 
 
-def make_loader(paths: list[str], workers: int = 2, batches=None) -> BatchLoader:
+def make_loader(paths: list[str], workers: int = 2, batches=None, augmented: bool = False) -> BatchLoader:
     return BatchLoader(BATCHES if batches is None else batches, paths, CFG, workers, keep_images=True,
-                       max_decoded_bytes=BOUND, cache_bytes=0)
+                       max_decoded_bytes=BOUND, cache_bytes=0, augment=Augmentation(CFG) if augmented else None)
 
 
 def expect_no_threads() -> None:
@@ -105,18 +106,18 @@ def trace_sites(work, target=None, occurrence: int = 1) -> dict:
 
 
 class Scenario:
-    """A use of the loader; `check` after the interrupt."""
+    """A use of the loader; `check` after the interrupt. `augmented`: whether its loader augments."""
 
-    def __init__(self, paths: list[str], workers: int) -> None:
-        self.paths, self.workers = paths, workers
+    def __init__(self, paths: list[str], workers: int, augmented: bool) -> None:
+        self.paths, self.workers, self.augmented = paths, workers, augmented
         self.loader: BatchLoader | None = None
-        with make_loader(paths, 0) as loader:
+        with make_loader(paths, 0, None, augmented) as loader:
             self.expected = [batch.pixels for batch in loader]
 
     def all(self) -> None:
         """From making a loader to closing it."""
         self.loader = None
-        self.loader = make_loader(self.paths, self.workers)
+        self.loader = make_loader(self.paths, self.workers, None, self.augmented)
         for number, batch in enumerate(self.loader):
             if number == 3:
                 batch.local(MAPS)
@@ -130,7 +131,7 @@ class Scenario:
             yield from BATCHES[:2]
             raise KeyboardInterrupt
 
-        self.loader = make_loader(self.paths, self.workers, batches())
+        self.loader = make_loader(self.paths, self.workers, batches(), self.augmented)
         run = iter(self.loader)
         try:
             for _ in run:
@@ -159,7 +160,7 @@ class Scenario:
 def every_instruction(paths: list[str], name: str, workers: int) -> dict:
     """Raises before the first and before the last execution of each instruction that the work consists of."""
     loader_module.available_bytes = lambda: 1 << 30     # nothing but thousands of instructions that read /proc
-    scenario = Scenario(paths, workers)
+    scenario = Scenario(paths, workers, augmented=name != "fails")
     work = getattr(scenario, name)
     sites = trace_sites(work)
     scenario.check()
@@ -213,7 +214,7 @@ class Campaign:
     def __init__(self, folder: Path, seed: int) -> None:
         self.paths = make_images(folder)
         self.interrupter = Interrupter(seed)
-        self.scenario = Scenario(self.paths, 2)
+        self.scenario = Scenario(self.paths, 2, augmented=False)
         self.folder = folder
         self.loader: BatchLoader | None = None
         self.batch = None

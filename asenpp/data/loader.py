@@ -401,7 +401,8 @@ class BatchLoader:
         if work.draws is None or self._augment is None:
             _asen.global_batch(images, slots, work.pixels, t.mean, t.std)
         else:
-            self._augment.into(images, [work.ids[slot] for slot in slots], slots, work.run.epoch, t, work.pixels, work.draws)
+            ids = [work.ids[slot] for slot in slots]
+            self._augment.into(images, ids, slots, work.run.epoch, t, work.pixels, work.draws)
 
     # -- the local transform
 
@@ -529,7 +530,8 @@ class _Run:
                 work.images[slot] = work.images[first]
                 if work.draws is not None:
                     work.draws[slot] = work.draws[first]
-        batch = Batch(work.ids, work.pixels, work.images if loader.keep_images else None, work.extra, work.draws, loader)
+        images = work.images if loader.keep_images else None
+        batch = Batch(work.ids, work.pixels, images, work.extra, work.draws, loader)
         self.within = False
         return batch
 

@@ -8,7 +8,7 @@ mkdir -p "$out"
 flags="-std=gnu11 -g -O1 -fno-omit-frame-pointer -I$root/csrc -ffp-contract=off"
 checks="-fsanitize=address,undefined -fno-sanitize-recover=undefined"
 jpeg="$root/tests/fuzz/fuzz_jpeg.c $root/csrc/core/status.c"
-for name in jpeg map resize transform; do jpeg="$jpeg $root/csrc/image/$name.c"; done
+for name in jpeg map resize transform augment; do jpeg="$jpeg $root/csrc/image/$name.c"; done
 yaml="$root/tests/fuzz/fuzz_yaml.c $root/csrc/config/config.c $root/csrc/core/status.c"
 ${CC:-cc} $flags $checks -o "$out/jpeg" "$root/tests/fuzz/driver.c" $jpeg -ljpeg -lm
 ${CC:-cc} $flags $checks -o "$out/yaml" "$root/tests/fuzz/driver.c" $yaml -lyaml
