@@ -72,8 +72,10 @@ def take_images(features: Any, rows: np.ndarray) -> Any:
 
 def take_batch(batch: Any, rows: np.ndarray) -> Any:
     """Some images of a loader's Batch, as ints `rows` say."""
-    images = None if batch.images is None else [batch.images[row] for row in rows]
-    return dataclasses.replace(batch, ids=[batch.ids[row] for row in rows], images=images, pixels=batch.pixels[rows])
+    return dataclasses.replace(
+        batch, ids=[batch.ids[row] for row in rows], pixels=batch.pixels[rows],
+        images=None if batch.images is None else [batch.images[row] for row in rows],
+        draws=None if batch.draws is None else batch.draws[rows])
 
 
 def crops_of(batch: Any) -> Crops:

@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import _asen, cuda
 from .. import random as asen_random
+from ..transforms import Augmentation
 from .errors import EngineError
 
 __all__ = ["choose_device", "set_threads", "seed_everything", "make_loader"]
@@ -42,11 +43,11 @@ def seed_everything(seed: int) -> None:
     asen_random.manual_seed(seed)
 
 
-def make_loader(cfg: Any, paths: list[str], device: str, keep_images: bool) -> Any:
+def make_loader(cfg: Any, paths: list[str], device: str, keep_images: bool, augment: bool = False) -> Any:
     """A BatchLoader with the configuration's transform; its threads stay within the thread budget. For a GPU it
-    makes 8-bit pixels: a quarter of the bytes to move; they are normalised there."""
+    makes 8-bit pixels: a quarter of the bytes to move; they are normalised there. augment: as INPUT.AUGMENT says."""
     from ..data.loader import BatchLoader
 
     workers = min(cfg.DATA.NUM_WORKERS, _asen.get_num_threads())
     return BatchLoader((), paths, cfg, workers, keep_images=keep_images,
-                       normalize=device == "cpu")
+                       normalize=device == "cpu", augment=Augmentation(cfg) if augment else None)

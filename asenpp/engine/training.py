@@ -80,7 +80,7 @@ class _Trainer:
         if self.exact:
             assert state is not None
             self._take_up(state)
-        self.loader = make_loader(cfg, data.paths, self.device, keep_images=self.step.local)
+        self.loader = make_loader(cfg, data.paths, self.device, keep_images=self.step.local, augment=True)
 
     def close(self) -> None:
         try:
@@ -227,7 +227,7 @@ class _Trainer:
         if start == total:      # only the evaluation is left
             return
         drawn = self.sampler.epoch(start)
-        batches = self.loader.iterate((self.step.ids(batch), batch) for batch in drawn)
+        batches = self.loader.iterate(((self.step.ids(batch), batch) for batch in drawn), self.position.epoch)
         saved = time.monotonic()
         try:
             for number, batch in enumerate(progress(batches, total, f"epoch {self.position.epoch + 1}", " batches",
