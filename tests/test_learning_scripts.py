@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.learning import boxes, command, datasets, results, runner, studies, tables
+from benchmarks.learning.published import difference
 from benchmarks.learning.runner import Runner, RunError, Settings
 
 from engine_kit import ROOT
@@ -242,7 +243,13 @@ def good_rows():
                  row("converged", "cosine", seed, 0.94, budget=192_000),
                  row("garments", "shipped", seed, 0.94, data="Garments", budget=999, attributes=names, boxes=attention),
                  row("garments_one_label", "shipped", seed, 0.8, data="Garments", budget=999, attributes=names)]
+        rows.append(published(seed))
     return rows + held_out(0.01)
+
+
+def published(number, **more):
+    return {"study": "published", "seed": number, "commit": "a", "before": "b", "differs": "", "seconds": 9.0,
+            "before_seconds": 10.0, "scores": {}, **more}
 
 
 def test_missing_rows_meet_no_bar():
@@ -269,6 +276,19 @@ def test_a_bar_is_missed_by_low_scores(spoil, named):
             for scores in one["scores"].values():
                 scores["mAP"] -= 0.2
     assert [bar.met for bar in tables.bars(rows) if bar.name.startswith(named)] == [False]
+
+
+def test_the_published_mode_needs_five_pairs_of_the_same_bits():
+    def bar(rows):
+        return next(bar for bar in tables.bars(rows) if "Published mode" in bar.name)
+
+    five = [published(number) for number in range(5)]
+    assert bar(five).met and "5 of 5 pairs with b, time 0.90" in bar(five).figure
+    assert not bar(five[:4]).met and not bar([*five[:4], published(4, differs="stage 1: x")]).met
+    assert not bar([*five, published(0, commit="c")]).met       # the last commit counts
+    a = {"x": np.float32([1, 0]), "y": np.int64(3)}
+    assert difference(a, dict(a)) == "" and difference(a, {**a, "x": np.float32([1, -0.0])}) == "x"
+    assert difference(a, {"x": a["x"]}) == "y is on one side only"
 
 
 def test_a_seed_that_is_missing_misses_the_bar():

@@ -4,6 +4,7 @@
     datasets.py   data sets derived from others: values held out, one label an image, noise, a part
     runner.py     trains and evaluates one run by main.py, several at once; appends to the results
     boxes.py      how much of an attention map lies in the true boxes
+    published.py  the published mode beside an older checkout, in alternating pairs
     results.py    the file of results, a JSON line a run
     tables.py     Markdown tables, and the bars
     command.py    the command line: python benchmarks/learning --help

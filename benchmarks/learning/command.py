@@ -3,6 +3,8 @@
     python benchmarks/learning run                  everything that is left; again after a stop: it goes on
     python benchmarks/learning run --list           what is left, with an estimate
     python benchmarks/learning run --only '^rates'  runs whose name (study/data/mode/seedN) matches
+    python benchmarks/learning published --before CHECKOUT
+                                                    the published mode beside an older checkout, built in place
     python benchmarks/learning summary              Markdown tables of the results
     python benchmarks/learning bars                 each bar, its figure, met or not; status 1 where one is not met
 
@@ -38,8 +40,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--threads", type=int, default=2, metavar="T", help="of each run (default: %(default)s)")
     run.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     run.add_argument("--tiny", action="store_true", help="a matrix of seconds, that tries the scripts themselves")
+    published = commands.add_parser("published", help="the published mode beside an older checkout, in pairs")
+    published.add_argument("--before", type=Path, required=True, metavar="CHECKOUT", help="built in place")
+    published.add_argument("--pairs", type=int, default=5, metavar="N")
+    published.add_argument("--work", type=Path, default=ROOT / "build/ablation", metavar="FOLDER")
+    published.add_argument("--data", type=Path, default=ROOT / "data", metavar="FOLDER")
+    published.add_argument("--threads", type=int, default=2, metavar="T")
     tables = [commands.add_parser("summary", help="Markdown tables"), commands.add_parser("bars", help="the bars")]
-    for one in (run, *tables):
+    for one in (run, published, *tables):
         one.add_argument("--out", type=Path, default=ROOT / "docs/learning/results.jsonl", metavar="FILE",
                          help="the results (default: docs/learning/results.jsonl)")
     boxes = commands.add_parser("boxes", help="attention inside the true boxes of one model")
@@ -57,6 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.jobs < 1 or options.threads < 1:
             parser.error("--jobs and --threads are 1 or more")
         return _run(options)
+    if options.command == "published":
+        from . import published
+
+        return 1 if published.run(options.out.resolve(), options.work.resolve(), options.data.resolve(),
+                                  options.before.resolve(), options.threads, options.pairs) else 0
     if options.command == "boxes":
         return _boxes(options)
     from . import tables

@@ -117,7 +117,7 @@ def left(runs: Iterable[Run], rows: Sequence[Row]) -> list[Run]:
 def estimate(run: Run, rows: Sequence[Row], threads: int) -> float:
     """Seconds: as the rows of the same images took on as many threads, else as the table says."""
     measured = [row["process_seconds"] / row["budget"] for row in rows
-                if row["images_of"] == run.data.name and row["threads"] == threads]
+                if row["images_of"] == run.data.name and row["threads"] == threads and row["scores"]]
     each = statistics.median(measured) if measured else run.data.seconds * (2 if threads == 1 else 1)
     return budget(run) * each
 

@@ -10,6 +10,8 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from benchmarks import record
+
 from .results import Row
 from .studies import CONVERGED, OPEN_SET, RECOMMENDED, SHORT, STUDIES
 
@@ -22,6 +24,8 @@ def groups(rows: Sequence[Row]) -> dict[tuple[str, str, int], Group]:
     """(study, data, budget) -> its rows."""
     found: dict[tuple[str, str, int], Group] = {}
     for row in rows:
+        if not row["scores"]:       # of the study published
+            continue
         group = found.setdefault((row["study"], row["data"], row["budget"]), {})
         group.setdefault(row["mode"], {})[row["seed"]] = row
     return found
@@ -153,7 +157,7 @@ class Bar(NamedTuple):
 def bars(rows: Sequence[Row], notes: str = "") -> list[Bar]:
     """notes: the text of docs/learning.md, which must say what is for open sets where the recommended mode loses."""
     found = groups(rows)
-    return [*_fashion(found), *_garments(found), *_held_out(found, notes)]
+    return [*_fashion(found), _published(rows), *_garments(found), *_held_out(found, notes)]
 
 
 def _complete(group: Group) -> dict[str, list[Row]]:
@@ -179,6 +183,21 @@ def _fashion(found: dict[tuple[str, str, int], Group]) -> list[Bar]:
         if aims:
             made.append(Bar(f"   the aim {aims[0]}, {aims[1]}", figure, a >= aims[0] and b >= aims[1], False))
     return made
+
+
+def _published(rows: Sequence[Row]) -> Bar:
+    """Of the last commits that were compared; the ratio of times, pair by pair, is said and has no bar."""
+    name = f"1. Published mode, {SEEDS} alternating pairs with an older checkout: the same bits"
+    pairs = [row for row in rows if row["study"] == "published"]
+    pairs = [row for row in pairs if (row["commit"], row["before"]) == (pairs[-1]["commit"], pairs[-1]["before"])]
+    if not pairs:
+        return Bar(name, "missing", False)
+    differ = [row["differs"] for row in pairs if row["differs"]]
+    times = record.ratios([row["seconds"] for row in pairs], [row["before_seconds"] for row in pairs])
+    figure = (f"{len(pairs) - len(differ)} of {len(pairs)} pairs with {pairs[-1]['before'][:7]}"
+              + (f" ({differ[0]})" if differ else "")
+              + f", time {times['median']:.2f} ({times['min']:.2f} to {times['max']:.2f})")
+    return Bar(name, figure, not differ and len(pairs) >= SEEDS)
 
 
 def _shipped(found: dict[tuple[str, str, int], Group], study: str) -> list[Row]:
