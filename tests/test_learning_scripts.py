@@ -32,7 +32,7 @@ def test_the_configurations_make_the_budget_that_the_table_says():
     assert {run.budget for run in RUNS if run.study == "converged"} == {192_000}
 
 
-def test_an_epoch_has_no_image_twice():
+def test_no_epoch_asks_for_more_images_than_there_are():
     for run in READABLE:
         images = studies.part_of(run.rule, run.data.images)
         for stage in run.stages:
