@@ -223,8 +223,18 @@ def test_the_tables_pair_seeds():
     assert tables.groups([*rows, again])["short", "FashionMNIST", 48_000]["cosine"][0] is again
 
 
-def all_bars(rows, notes=""):
-    return {bar.name: bar for bar in tables.bars(rows, notes)}
+def test_the_tables_have_every_metric_of_an_evaluation():
+    scores = {"mAP": 0.5, "recall@1": 0.75}
+    event = {"event": "test", "mAP": 0.5, "attributes": {"worn": 0.5}, "queries": {"worn": 9}, "step": 3,
+             "metrics": {"worn": scores, "total": scores},
+             "heads": {"worn": {"accuracy": 0.875, "macro": {"f1": 0.25}, "confusion": [[1]]}}}
+    found = runner.scores_of(event)
+    assert found["metrics"] == event["metrics"] and set(found["heads"]["worn"]) == {"accuracy", "macro"}
+    with_heads, without = row("short", "cosine", 0, 0.5), row("short", "triplet", 0, 0.5)
+    with_heads["scores"]["TEST"], without["scores"]["TEST"] = found, {**found, "heads": {}}
+    text = tables.markdown([with_heads, without])
+    assert "| metric | cosine | triplet |" in text and "| total recall@1 | 0.750 | 0.750 |" in text
+    assert "| heads worn accuracy | 0.875 |  |" in text and "total mAP" not in text
 
 
 def held_out(differences, other=None):

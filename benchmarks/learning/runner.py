@@ -348,8 +348,12 @@ class Runner:
 
 
 def scores_of(event: Row) -> Row:
-    """What an evaluation's event says of quality."""
-    return {name: event[name] for name in ("mAP", "attributes", "metrics", "classification", "queries") if name in event}
+    """What an evaluation's event says of quality; of the heads' classification, accuracy and macro averages."""
+    found = {name: event[name] for name in ("mAP", "attributes", "metrics", "queries") if name in event}
+    if "heads" in event:
+        found["heads"] = {name: {"accuracy": report["accuracy"], "macro": report["macro"]}
+                          for name, report in event["heads"].items()}
+    return found
 
 
 _LINE = re.compile(r"^(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) ASEN INFO: (.*)$")

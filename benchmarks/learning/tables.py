@@ -95,10 +95,12 @@ def _leaves(tree: Any, prefix: str = "") -> dict[str, float]:
 
 
 def _metrics(group: Group, split: str) -> str:
-    """The metrics beside mAP, as far as evaluations have them: a line for each, a column for each mode."""
-    found = {mode: [_leaves(row["scores"][split].get("metrics", {})) for row in by_seed.values()]
+    """What evaluations have beside mAP, the heads' classification too: a line for each, a column for each mode."""
+    found = {mode: [{**_leaves(row["scores"][split].get("metrics", {})),
+                     **_leaves({"heads": row["scores"][split].get("heads", {})})} for row in by_seed.values()]
              for mode, by_seed in group.items()}
-    names = list(dict.fromkeys(name for rows in found.values() for row in rows for name in row))
+    names = [name for name in dict.fromkeys(name for rows in found.values() for row in rows for name in row)
+             if not name.endswith(" mAP")]
     if not names:
         return ""
     lines = [["metric", *found]]
