@@ -94,7 +94,8 @@ def measure(cfg: Any, checkpoint: str, split: str = "TEST", batch: int = 64) -> 
             maps = np.stack([model.attend(features, np.full(len(images), row), "global")[1].numpy() for row in rows], 1)
         for path, image, own in zip(paths[start:start + batch], images, maps):
             boxes = known[os.path.relpath(path, folder)]
-            covered = np.stack([coverage(boxes[name], *image.shape[:2], size, own.shape[1:]) for name in names])
+            (height, width), grid = image.shape[:2], own.shape[1:]
+            covered = np.stack([coverage(boxes[name], height, width, size, grid) for name in names])
             inside.append(shares(own.astype(np.float64), covered))
             chance.append(covered.mean(axis=(1, 2)))
     return summarise(np.stack(inside), np.stack(chance), names)

@@ -42,7 +42,8 @@ def _train(root: Path, work: Path, data: Path, threads: int, seed: int) -> float
     """Trains both stages with a checkout's own program; seconds."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    folder, before, began = root / "config/FashionMNIST", [], time.monotonic()
+    folder, began = root / "config/FashionMNIST", time.monotonic()
+    before: list[str] = []
     for stage, steps in enumerate(STEPS, 1):
         options = ["DATA.BASE_PATH", str(data), "SAVE_DIR", str(work), "SEED", str(seed), "NUM_THREADS", str(threads),
                    "DEVICE", "cpu", "DATA.NUM_TRIPLETS", str(32 * steps), "SOLVER.EPOCHS", "1", "EVAL.SUBSET", "50"]

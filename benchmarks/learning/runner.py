@@ -181,8 +181,8 @@ class Runner:
                 run, done = tasks[task], done + 1
                 try:
                     row = task.result()
-                except Waiting as reason:
-                    waiting[str(reason)] += 1
+                except Waiting as why:
+                    waiting[str(why)] += 1
                 except Exception as error:  # noqa: B902: whatever it is, it is this run's alone
                     failed += 1
                     self._failure(run, error)
@@ -273,7 +273,8 @@ class Runner:
         from asenpp.data.garments import prepare
 
         folder = self.settings.work / "data" / name
-        prepare(folder, quiet=True, **({"images": 160, "size": 48} if name == "TinyGarments" else {}))
+        images, size = (160, 48) if name == "TinyGarments" else (600, 128)
+        prepare(folder, images=images, size=size, quiet=True)
         return folder
 
     # -- processes ----------------------------------------------------------------------------------
@@ -349,7 +350,7 @@ class Runner:
 
 def scores_of(event: Row) -> Row:
     """What an evaluation's event says of quality; of the heads' classification, accuracy and macro averages."""
-    found = {name: event[name] for name in ("mAP", "attributes", "metrics", "queries") if name in event}
+    found: Row = {name: event[name] for name in ("mAP", "attributes", "metrics", "queries") if name in event}
     if "heads" in event:
         found["heads"] = {name: {"accuracy": report["accuracy"], "macro": report["macro"]}
                           for name, report in event["heads"].items()}

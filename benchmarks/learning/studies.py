@@ -64,9 +64,10 @@ OBJECTIVES: dict[str, Options] = {
     "supcon": {"SOLVER.LOSS": "supcon", "SOLVER.TEMPERATURE": 0.1},
     "dense_triplet": {"SOLVER.LOSS": "dense_triplet", "SOLVER.MARGIN": 0.2},
 }
-SCHEDULE: Options = {"SOLVER.OPTIMIZER_NAME": "Adam", "SOLVER.TYPE": "WarmupCosine", "SOLVER.WARMUP_STEPS": 20}
+WARMUP = 20             # steps; of trainings below 80 steps a quarter
+SCHEDULE: Options = {"SOLVER.OPTIMIZER_NAME": "Adam", "SOLVER.TYPE": "WarmupCosine"}
 AIDS: dict[str, Options] = {
-    "constant_rate": {"SOLVER.TYPE": "StepLR", "SOLVER.STEP_SIZE": 1_000_000, "SOLVER.WARMUP_STEPS": 0},
+    "constant_rate": {"SOLVER.TYPE": "StepLR", "SOLVER.STEP_SIZE": 1_000_000},
     "flip": {"INPUT.AUGMENT.FLIP": 0.5},
     "crop": {"INPUT.AUGMENT.CROP": 0.6},
     "erase": {"INPUT.AUGMENT.ERASE": 0.25},
@@ -135,9 +136,9 @@ STUDIES: tuple[Study, ...] = (
 # A matrix of seconds, that tries the scripts themselves.
 TINY_STUDIES: tuple[Study, ...] = (
     Study("rates", TINY_GARMENTS, {"triplet": 1}, TINY, first_seed=100, tried=TRIED[:2], batch=12),
-    Study("held_out", TINY_GARMENTS, {"triplet": 1}, TINY, final=True, rule=WITHOUT_HALF, batch=12),
+    Study("held_out", TINY_GARMENTS, {"triplet": 1, "supcon": 1}, TINY, final=True, rule=WITHOUT_HALF, batch=12),
     Study("one_label", TINY_GARMENTS, {"triplet": 1}, TINY, final=True, rule=ONE_LABEL, batch=12),
-    Study("boxes", TINY_GARMENTS, {"triplet+local": 1}, 2 * TINY, final=True, boxes=True, batch=12),
+    Study("boxes", TINY_GARMENTS, {"triplet+local": 1, "cosine+local": 1}, 2 * TINY, final=True, boxes=True, batch=12),
 )
 
 # -- from a study to its runs ---------------------------------------------------------------------
@@ -179,11 +180,13 @@ def epochs(steps: int, batch: int, images: int) -> int:
     return next(count for count in range(1, steps + 1) if steps % count == 0 and steps // count <= most)
 
 
-def length(steps: int, batch: int, images: int, loss: str) -> Options:
-    """Keys that make a training of so many steps, each of `batch` image-forwards of the global branch."""
+def lasting(steps: int, batch: int, images: int, options: Options) -> Options:
+    """`options` for a training of so many steps, each of `batch` image-forwards of the global branch."""
     count = epochs(steps, batch, images)
-    keys: Options = {"SOLVER.EPOCHS": count}
-    if loss == "triplet":
+    keys: Options = {**options, "SOLVER.EPOCHS": count}
+    if options["SOLVER.TYPE"] == "WarmupCosine":
+        keys["SOLVER.WARMUP_STEPS"] = min(WARMUP, steps // 4)
+    if options["SOLVER.LOSS"] == "triplet":
         return {**keys, "DATA.TRAIN_BATCHSIZE": batch // 3, "DATA.NUM_TRIPLETS": steps // count * (batch // 3)}
     return {**keys, "DATA.TRAIN_BATCHSIZE": batch, "DATA.NUM_IMAGES": steps // count * batch}
 
@@ -216,16 +219,16 @@ def _stages(study: Study, mode: str, rate: float) -> tuple[Stage, ...]:
     options = {**always, **SCHEDULE, **OBJECTIVES[objective], "SOLVER.BASE_LR": rate}
     for aid in aids:
         options.update(AIDS[aid])
-    loss, steps = options["SOLVER.LOSS"], study.budget // study.batch
+    steps = study.budget // study.batch
     if steps * study.batch != study.budget:
         raise ValueError(f"{study.name}: {study.budget} image-forwards are no whole number of batches of {study.batch}")
     images = part_of(study.rule, data.images)
     if "local" not in aids:
-        return (Stage(data.files, {**options, **length(steps, study.batch, images, loss)}),)
-    labels = 1 if loss == "triplet" or study.rule == ONE_LABEL else data.labels
+        return (Stage(data.files, lasting(steps, study.batch, images, options)),)
+    labels = 1 if options["SOLVER.LOSS"] == "triplet" or study.rule == ONE_LABEL else data.labels
     first, second = local_steps(steps, 1 + labels)
-    return (Stage(data.files, {**options, **length(first, study.batch, images, loss)}),
-            Stage(data.stage2, {**options, **length(second, study.batch, images, loss)}))
+    return (Stage(data.files, lasting(first, study.batch, images, options)),
+            Stage(data.stage2, lasting(second, study.batch, images, options)))
 
 
 def runs(tiny: bool = False) -> list[Run]:
