@@ -227,6 +227,8 @@ def test_the_tables_pair_seeds():
     text = tables.markdown(rows)
     assert "### short: FashionMNIST, 48,000 image-forwards, TEST" in text
     assert "| cosine | 3 | 0.910 (0.900 to 0.920) | 0.860 (0.850 to 0.870) |" in text and "+0.100, 2 of 2" in text
+    idle = [row("aids", mode, seed, 0.9) for mode in ("cosine", "cosine+flip") for seed in (0, 1)]
+    assert "| the same in every bit |" in tables.markdown(idle)      # an aid that does nothing is seen
     again = row("short", "cosine", 0, 0.5)
     assert tables.groups([*rows, again])["short", "FashionMNIST", 48_000]["cosine"][0] is again
 

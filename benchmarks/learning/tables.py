@@ -83,7 +83,8 @@ def _table(group: Group, split: str) -> str:
         line.append(spread([row["seconds"] for row in rows], ".0f"))
         if against:
             gaps = paired(group, mode, against) if mode != against else []
-            line.append(f"{statistics.fmean(gaps):+.3f}, {sum(gap > 0 for gap in gaps)} of {len(gaps)}" if gaps else "")
+            line.append("" if not gaps else "the same in every bit" if not any(gaps) else
+                        f"{statistics.fmean(gaps):+.3f}, {sum(gap > 0 for gap in gaps)} of {len(gaps)}")
         lines.append(line)
     return _lines(lines)
 
