@@ -605,6 +605,9 @@ class _Check:
                   "others; it must be 1")
         self.need(accumulate <= self.get("DATA.TRAIN_BATCHSIZE"), "SOLVER.ACCUMULATE",
                   f"is {accumulate}: a batch of {self.get('DATA.TRAIN_BATCHSIZE')} (DATA.TRAIN_BATCHSIZE) has fewer parts")
+        group, batch = self.get("DATA.IMAGES_PER_VALUE"), self.get("DATA.TRAIN_BATCHSIZE")
+        self.need(loss == "triplet" or group <= batch // 2, "DATA.IMAGES_PER_VALUE",
+                  f"is {group}: a batch of {batch} images (DATA.TRAIN_BATCHSIZE) must have room for two values")
         self.need(self.get("SOLVER.WARMUP_STEPS") == 0 or self.get("SOLVER.TYPE") == "WarmupCosine",
                   "SOLVER.WARMUP_STEPS", f"is {self.get('SOLVER.WARMUP_STEPS')}, but SOLVER.TYPE "
                   f"{self.get('SOLVER.TYPE')} goes by epochs: it must be 0, or the type WarmupCosine")

@@ -369,3 +369,26 @@ def test_no_reference_kernel_runs(folder, loss):
     counts = _asen.dispatch_counts(True)
     assert sum(row["fast"] + row["onednn"] for row in counts.values()) > 100
     assert {name: row["reference"] for name, row in counts.items() if row["reference"]} == {}
+
+
+def test_warmup_longer_than_the_training_is_an_error(folder):
+    with pytest.raises(EngineError, match="WARMUP_STEPS is 12, but the training has 12 steps"):
+        asenpp.engine.train(config(folder, "s1", "cosine", "NAME", "warm", "SOLVER.TYPE", "WarmupCosine",
+                                   "SOLVER.WARMUP_STEPS", 12), overwrite=True)
+
+
+@pytest.mark.parametrize("loss, more, message", [
+    ("supcon", ["SOLVER.ACCUMULATE", 2], "SOLVER.ACCUMULATE.*pairs of the whole batch"),
+    ("cosine", ["SOLVER.ACCUMULATE", 9], "batch of 8 .*has fewer parts"),
+    ("cosine", ["SOLVER.WARMUP_STEPS", 2], "SOLVER.WARMUP_STEPS.*WarmupCosine"),
+    ("supcon", ["SOLVER.LABEL_SMOOTHING", 0.1], "SOLVER.LABEL_SMOOTHING.*only SOLVER.LOSS cosine"),
+    ("cosine", ["SOLVER.LABEL_SMOOTHING", 1.0], r"SOLVER.LABEL_SMOOTHING.*in \[0, 1\)"),
+    ("cosine", ["SOLVER.EMA_DECAY", 1.0], "SOLVER.EMA_DECAY"), ("cosine", ["INPUT.AUGMENT.FLIP", 1.5], "AUGMENT.FLIP"),
+    ("cosine", ["INPUT.AUGMENT.CROP", 0.0], "INPUT.AUGMENT.CROP"), ("cosine", ["SOLVER.LOSS", "arcface"], "SOLVER.LOSS"),
+    ("cosine", ["INPUT.AUGMENT.JITTER", 0.2], "INPUT.AUGMENT.JITTER.*colour.*JITTER_COLOUR"),
+    ("cosine", ["DATA.IMAGES_PER_VALUE", 5], "DATA.IMAGES_PER_VALUE.*two values"),
+    ("cosine", ["MODEL.TYPE", "StyleClassification", "HEAD.out_features", 4], "MODEL.TYPE.*SOLVER.LOSS must be triplet"),
+])
+def test_keys_that_do_not_go_together_are_named(folder, loss, more, message):
+    with pytest.raises(asenpp.ConfigError, match=message):
+        config(folder, "s1", loss, *more)

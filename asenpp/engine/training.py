@@ -110,8 +110,11 @@ class _Trainer:
         if solver.TYPE == "CosineAnnealingLR":
             return optim.lr_scheduler.CosineAnnealingLR(self.optimizer, T_max=solver.EPOCHS, eta_min=1e-7)
         if solver.TYPE == "WarmupCosine":
-            return optim.lr_scheduler.WarmupCosine(self.optimizer, solver.WARMUP_STEPS,
-                                                   solver.EPOCHS * len(self.sampler))
+            steps = solver.EPOCHS * len(self.sampler)
+            if solver.WARMUP_STEPS >= steps:
+                raise EngineError(f"SOLVER.WARMUP_STEPS is {solver.WARMUP_STEPS}, but the training has {steps} steps: it "
+                                  "must be less")
+            return optim.lr_scheduler.WarmupCosine(self.optimizer, solver.WARMUP_STEPS, steps)
         return optim.lr_scheduler.StepLR(self.optimizer, solver.STEP_SIZE, solver.DECAY_RATE)
 
     # -- checkpoints --------------------------------------------------------------------------------
