@@ -419,12 +419,14 @@ class BatchLoader:
         total = len(pieces)
         done: SimpleQueue = SimpleQueue()       # None or (start, error) for each piece
 
+        images = batch.images or []
+
         def cut(a: int, b: int) -> None:
             settings = t.global_size, t.threshold, out[a:b], t.mean, t.std
             if batch.draws is None:
-                _asen.local_batch(batch.images[a:b], maps[a:b], *settings)
+                _asen.local_batch(images[a:b], maps[a:b], *settings)
             else:
-                _asen.augment_local_batch(batch.images[a:b], maps[a:b], batch.draws[a:b], *settings)
+                _asen.augment_local_batch(images[a:b], maps[a:b], batch.draws[a:b], *settings)
 
         def work() -> None:
             """Takes pieces until there are none. The caller does too: the threads may be busy ahead."""
