@@ -18,7 +18,7 @@ help:           ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/:/'
 
 fashion-mnist: EXTRA_PACKAGES = dataset-fashion-mnist
-fashion-mnist: install  ## prepare FashionMNIST, train both stages, test, print the table (QUICK=1: reduced)
+fashion-mnist: install  ## prepare FashionMNIST, train, test, print the table (MODE=published: the published two stages; QUICK=1: reduced)
 	sh scripts/fashion-mnist.sh $(PY)
 
 # Studies that look at TEST wait until the choices made on VALID stand in benchmarks/learning/studies.py, committed.
