@@ -1,34 +1,25 @@
-"""The style of an image: the global branch, attribute 0, the softmax of the classifier (docs/reference.md 7 and 9).
-
-Images are turned as their EXIF orientation says, unlike in training.
-"""
+"""The style of an image: the global branch, attribute 0, the softmax of the classifier (docs/reference.md 7 and 9)."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from ..basics import no_grad
 from ..config import Config
-from ..data.index import DataError
 from ..engine.errors import EngineError
-from ..engine.images import Images
-from ..engine.precision import Precision
-from ..engine.run import choose_device, set_threads
 from ..engine.state import read
-from ..engine.weights import take_weights
-from ..models import build_model
-from ..transforms import GlobalTransform, decode
+from .base import ImageClassifier, Prepared, value_names
 
 __all__ = ["StyleClassifier"]
 
 ATTRIBUTE = 0       # style labels are those of attribute 0
 
 
-class StyleClassifier:
+class StyleClassifier(ImageClassifier):
     """Tells the style of images.
 
         classifier = StyleClassifier(cfg, "runs/KFashion_s2/model_best.pth.tar")
@@ -51,20 +42,8 @@ class StyleClassifier:
             raise EngineError("MODEL.TYPE is ASEN, which has no classifier: style inference needs "
                               "StyleClassification or ArcStyleClassification, and a checkpoint of one")
         path = os.fspath(checkpoint)
-        state = read(path)
-        values = cfg.DATA.ATTRIBUTES.get("VALUES")
-        self.names = list(values[ATTRIBUTE]) if values and values[ATTRIBUTE] else [
-            str(i) for i in range(cfg.HEAD.out_features)]
-        self._device = choose_device(cfg)
-        set_threads(cfg)
-        self._model = build_model(_global_only(cfg), pretrained=False)
-        self.loaded = take_weights(self._model, state, path, cfg, whole=True)
-        self._model.to(device=self._device)
-        self._model.eval()
-        self._checkpoint, self._batch = path, cfg.DATA.TEST_BATCHSIZE
-        self._images, self._precision = Images(cfg, self._device), Precision(cfg, self._device)
-        self._transform = GlobalTransform(cfg)
-        self._transform.exif = True
+        super().__init__(cfg, read(path), path, _global_only(cfg))
+        self.names = value_names(cfg, ATTRIBUTE, cfg.HEAD.out_features)
 
     def classify(self, image: Any) -> dict[str, Any]:
         """{"style": name, "score": its probability in [0, 1]} of one image: see classify_many."""
@@ -88,45 +67,21 @@ class StyleClassifier:
 
     def predict(self, images: Iterable[Any]) -> list[tuple[int, float]]:
         """(class id, probability) of the likeliest class of each image; the smaller id where two tie."""
-        results: list[tuple[int, float]] = []
-        batch: list[np.ndarray] = []
-        for image in images:
-            batch.append(self._prepare(image))
-            if len(batch) == self._batch:
-                results += self._predict(batch)
-                batch = []
-        return results + self._predict(batch) if batch else results
+        found: list[tuple[int, float]] = []
+        for batch in self._batches(images):
+            rows = self._probabilities(batch)
+            found += [(number, float(row[number])) for row, number in zip(rows, rows.argmax(axis=1).tolist())]
+        return found
 
     def probabilities(self, images: Iterable[Any]) -> np.ndarray:
         """(images, classes) float32: the probability of each class. Images as for classify_many."""
-        prepared = [self._prepare(image) for image in images]
-        parts = [self._probabilities(prepared[i:i + self._batch]) for i in range(0, len(prepared), self._batch)]
+        parts = [self._probabilities(batch) for batch in self._batches(images)]
         return np.concatenate(parts) if parts else np.empty((0, len(self.names)), np.float32)
 
-    def _prepare(self, image: Any) -> np.ndarray:
-        """The global transform of one image, (S, S, 3) float32."""
-        name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else ""
-        try:
-            return self._transform.batch([decode(image, exif=True) if name else image])[0]
-        except OSError:
-            raise
-        except ValueError as error:
-            text = str(error)
-            raise DataError(text if not name or text.startswith(name) else f"{name}: {text}") from None
-
-    def _predict(self, prepared: Sequence[np.ndarray]) -> list[tuple[int, float]]:
-        rows = self._probabilities(prepared)
-        return [(number, float(row[number])) for row, number in zip(rows, rows.argmax(axis=1).tolist())]
-
-    def _probabilities(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
+    def _probabilities(self, batch: list[Prepared]) -> np.ndarray:
         with no_grad(), self._precision.autocast():
-            attributes = np.full(len(prepared), ATTRIBUTE)
-            logits = self._model.forward_style(self._images(np.stack(prepared)), attributes)[2]
-            rows = self._model.probabilities(logits).to(device="cpu").numpy()
-        if not np.isfinite(rows).all():
-            raise EngineError(f"{self._checkpoint}: the result is not finite: the weights are spoilt (NaN or "
-                              "infinite), or of another configuration")
-        return rows
+            logits = self._model.forward_style(self._whole(batch), np.full(len(batch), ATTRIBUTE))[2]
+            return self._finite(self._model.probabilities(logits).to(device="cpu").numpy())
 
 
 def _global_only(cfg: Any) -> Config:
