@@ -269,3 +269,29 @@ def test_style_inference_is_the_cpus(tmp_path):
     for mode, tolerance in (("off", 1e-4), ("bf16", 0.05)):
         ours = StyleClassifier(config("DEVICE", "cuda", "SOLVER.AMP", mode), path).probabilities(pictures)
         assert np.abs(ours - exact).max() < tolerance
+
+
+@pytest.fixture(scope="module")
+def told_by_heads(folder):
+    """Both stages with SOLVER.LOSS cosine, trained on the CPU: (configuration, checkpoint) of a stage and device."""
+    cosine = ["SOLVER.LOSS", "cosine", "DATA.NUM_IMAGES", 32, "DATA.TRAIN_BATCHSIZE", 16, "SOLVER.EPOCHS", 1]
+    resume = None
+    for stage in ("s1", "s2"):
+        cfg = kit.config(folder, stage, "NAME", f"heads_{stage}", "DEVICE", "cpu", *cosine)
+        resume = asenpp.engine.train(cfg, resume=resume)["checkpoint"]
+    return lambda stage, *opts: (kit.config(folder, stage, *cosine, *opts),
+                                 str(folder / "runs" / f"heads_{stage}" / "checkpoint.pth.tar"))
+
+
+@pytest.mark.parametrize("stage", ["s1", "s2"])
+def test_attributes_are_told_as_on_the_cpu(folder, told_by_heads, stage):
+    """AttributeClassifier on the same images: probabilities to 1e-4; in bfloat16 to 0.05."""
+    from asenpp.inference import AttributeClassifier
+
+    paths = sorted((folder / "data" / "Garments" / "test").iterdir())[:5]
+    exact = AttributeClassifier(*told_by_heads(stage, "DEVICE", "cpu")).probabilities(paths)
+    assert max(np.ptp(rows, axis=0).max() for rows in exact.values()) > 1e-2
+    for mode, tolerance in (("off", 1e-4), ("bf16", 0.05)):
+        ours = AttributeClassifier(*told_by_heads(stage, "DEVICE", "cuda", "SOLVER.AMP", mode)).probabilities(paths)
+        distance = max(np.abs(ours[name] - rows).max() for name, rows in exact.items())
+        assert list(ours) == list(exact) and distance < tolerance, (mode, distance)
