@@ -323,16 +323,33 @@ def test_images_that_cannot_be_used_are_named(classifiers, tmp_path):
         classifiers["s1"].predict([np.zeros((4, 4))])
 
 
+def spoil(folder, stage, target, tensor, change):
+    """A checkpoint with one tensor changed."""
+    state = asenpp.load(weights(folder, stage))
+    state["model"] = {**state["model"], tensor: change(np.array(state["model"][tensor]))}
+    asenpp.save(state, target / "spoilt.pth.tar")
+    return target / "spoilt.pth.tar"
+
+
 @pytest.mark.parametrize("stage", STAGES)
-def test_spoilt_weights_are_named(folder, paths, tmp_path, stage):
-    """NaN in the attention, of which both the map and the heads' answers are made, and in the heads alone."""
-    for tensor in ("choices.global.attnnet.conv.weight", "heads.global.weight"):
-        state = asenpp.load(weights(folder, stage))
-        state["model"] = dict(state["model"])
-        state["model"][tensor] = np.full(state["model"][tensor].shape, np.nan, np.float32)
-        asenpp.save(state, tmp_path / "spoilt.pth.tar")
-        with pytest.raises(EngineError, match="spoilt.pth.tar: the result is not finite"):
-            AttributeClassifier(config(folder, stage), tmp_path / "spoilt.pth.tar").predict(paths[:1])
+@pytest.mark.parametrize("tensor", ["choices.global.basenet.conv1.weight", "choices.global.attnnet.conv.weight",
+                                    "heads.global.weight"])
+def test_spoilt_weights_are_named(folder, tmp_path, stage, tensor):
+    """One NaN in a checkpoint, also in the backbone, whose ReLU makes zeros of it."""
+    path = spoil(folder, stage, tmp_path, tensor, lambda values: np.where(np.arange(values.size).reshape(
+        values.shape) == values.size - 1, np.float32(np.nan), values))
+    with pytest.raises(EngineError, match=f"spoilt.pth.tar: {tensor} is not finite"):
+        AttributeClassifier(config(folder, stage), path)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("tensor", ["choices.global.basenet.layer3.1.bn2.weight",       # the map is not finite
+                                    "choices.global.attnnet.feature_fc.weight"])        # only the embedding is not
+def test_results_that_overflow_are_named(folder, paths, tmp_path, stage, tensor):
+    """Finite weights of which nothing finite is computed."""
+    path = spoil(folder, stage, tmp_path, tensor, lambda values: np.full(values.shape, 3e38, np.float32))
+    with pytest.raises(EngineError, match="spoilt.pth.tar: the result is not finite"):
+        AttributeClassifier(config(folder, stage), path).predict(paths[:1])
 
 
 # -- the command ------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ class ImageClassifier:
 
     loaded: a line that says how many tensors were taken. Sets the number of threads of the process (NUM_THREADS).
 
-    Raises CheckpointError for weights that do not fit, EngineError where DEVICE cannot be had.
+    Raises CheckpointError for weights that do not fit; EngineError where they are spoilt, or DEVICE cannot be had.
     """
 
     def __init__(self, cfg: Any, state: dict[str, Any], path: str, model_cfg: Any = None,
@@ -53,6 +53,7 @@ class ImageClassifier:
         set_threads(cfg)
         self._model = build_model(cfg if model_cfg is None else model_cfg, pretrained=False)
         self.loaded = take_weights(self._model, state, path, cfg, whole=True)
+        _check_weights(self._model, path)
         self._model.to(device=self._device)
         self._model.eval()
         self._checkpoint, self._batch, self._keep_pixels = path, cfg.DATA.TEST_BATCHSIZE, keep_pixels
@@ -110,6 +111,15 @@ class ImageClassifier:
             raise EngineError(f"{self._checkpoint}: the result is not finite: the weights are spoilt (NaN or "
                               "infinite), or of another configuration")
         return rows
+
+
+def _check_weights(model: Any, path: str) -> None:
+    """EngineError names the first tensor that holds NaN or infinity. (A ReLU after it may make zeros of NaN, so that
+    results are finite.)"""
+    for name, tensor in model.state_dict().items():
+        if not np.isfinite(tensor.numpy()).all():
+            raise EngineError(f"{path}: {name} is not finite: the weights are spoilt (NaN or infinite); take an earlier "
+                              "checkpoint")
 
 
 def value_names(cfg: Any, attribute: int, count: int) -> list[str]:
