@@ -27,7 +27,7 @@ from .precision import Precision
 from .run import choose_device, make_loader, set_threads
 from .state import RunFolder, read, thread_warning
 from .stop import StopSignals
-from .weights import take_weights
+from .weights import refuse_spoilt, take_weights
 
 __all__ = ["evaluate", "Evaluation"]
 
@@ -69,6 +69,7 @@ class Evaluation:
         """Evaluates `model`, which lies on the device, and logs the result. See `evaluate`. Raises Interrupted where
         `stop` asks."""
         stop = stop or StopSignals()
+        refuse_spoilt(model, f"evaluation on {self.split}")
         was_training = model.training
         model.eval()
         try:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from ..checkpoint import CheckpointError
 from ..models import build_model, pretrain
+from .errors import EngineError
 from .state import changed_keys, flat
 
-__all__ = ["initial_model", "take_weights"]
+__all__ = ["initial_model", "refuse_spoilt", "take_weights"]
 
 # What decides the shapes of a model: when weights do not fit, these are compared first.
 _ARCHITECTURE = ("MODEL.TYPE", "MODEL.LOCAL.ENABLE", "MODEL.GLOBAL.BACKBONE.NAME", "MODEL.LOCAL.BACKBONE.NAME",
@@ -87,6 +90,18 @@ def initial_model(cfg: Any, state: dict[str, Any] | None, path: str, whole: bool
     files = pretrain(model, cfg, missing)
     lines = [] if match is None else [match.load()]
     return model, lines + ([] if whole else _sources(model, missing, files, path))
+
+
+def refuse_spoilt(model: Any, where: str) -> None:
+    """EngineError names the first tensor of a model that holds NaN or infinity; where: whose it is. (A ReLU that is part of
+    a convolution may make zeros of NaN, so that results are finite.)"""
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.detach().to(device="cpu")
+        if tensor.dtype in ("float16", "bfloat16"):
+            tensor = tensor.to(dtype="float32")
+        if not np.isfinite(tensor.numpy()).all():
+            raise EngineError(f"{where}: {name} is not finite: the weights are spoilt (NaN or infinite); take an earlier "
+                              "checkpoint")
 
 
 def _sources(model: Any, missing: list[str], files: dict[str, str], path: str) -> list[str]:

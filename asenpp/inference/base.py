@@ -17,7 +17,7 @@ from ..engine.errors import EngineError
 from ..engine.images import Images
 from ..engine.precision import Precision
 from ..engine.run import choose_device, set_threads
-from ..engine.weights import take_weights
+from ..engine.weights import refuse_spoilt, take_weights
 from ..models import build_model
 from ..transforms import GlobalTransform, _as_pixels
 
@@ -53,7 +53,7 @@ class ImageClassifier:
         set_threads(cfg)
         self._model = build_model(cfg if model_cfg is None else model_cfg, pretrained=False)
         self.loaded = take_weights(self._model, state, path, cfg, whole=True)
-        _check_weights(self._model, path)
+        refuse_spoilt(self._model, path)
         self._model.to(device=self._device)
         self._model.eval()
         self._checkpoint, self._batch, self._keep_pixels = path, cfg.DATA.TEST_BATCHSIZE, keep_pixels
@@ -111,15 +111,6 @@ class ImageClassifier:
             raise EngineError(f"{self._checkpoint}: the result is not finite: the weights are spoilt (NaN or "
                               "infinite), or of another configuration")
         return rows
-
-
-def _check_weights(model: Any, path: str) -> None:
-    """EngineError names the first tensor that holds NaN or infinity. (A ReLU after it may make zeros of NaN, so that
-    results are finite.)"""
-    for name, tensor in model.state_dict().items():
-        if not np.isfinite(tensor.numpy()).all():
-            raise EngineError(f"{path}: {name} is not finite: the weights are spoilt (NaN or infinite); take an earlier "
-                              "checkpoint")
 
 
 def value_names(cfg: Any, attribute: int, count: int) -> list[str]:
