@@ -97,7 +97,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.list:
         return 0
     runner = Runner(settings, say=lambda line: print(line, flush=True))
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         failed = runner.all(runs)
     except KeyboardInterrupt:
