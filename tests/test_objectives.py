@@ -336,6 +336,26 @@ def test_what_cannot_change_within_a_run(folder, key, value):
     assert (folder / "runs" / "kept" / "checkpoint.pth.tar").read_bytes() == before
 
 
+@pytest.mark.parametrize("more, message", [
+    (["SOLVER.EPOCHS", 3], "SOLVER.EPOCHS.*made 12 steps.*and 18 now"),
+    (["DATA.NUM_IMAGES", 88], "SOLVER.EPOCHS.*made 12 steps.*and 22 now"),
+    (["SOLVER.WARMUP_STEPS", 4], "SOLVER.WARMUP_STEPS made 3 steps.*and 4 now")])
+def test_a_schedule_by_steps_is_kept_to_its_end(folder, more, message, capsys):
+    """Its rate is 0 after the last step, so that more epochs would train nothing: they are refused, the run is left
+    as it was, and no line invites to them. Of the same number of steps it goes on, and has nothing left to do."""
+    same = ["NAME", "by_steps", "SOLVER.TYPE", "WarmupCosine", "SOLVER.WARMUP_STEPS", 3]
+    last = folder / "runs" / "by_steps" / "checkpoint.pth.tar"
+    if not last.exists():
+        asenpp.engine.train(config(folder, "s1", "supcon", *same))
+    before = last.read_bytes()
+    with pytest.raises(EngineError, match=message + ".*NAME"):
+        asenpp.engine.train(config(folder, "s1", "supcon", *same, *more), resume=str(last))
+    assert last.read_bytes() == before
+    assert asenpp.engine.train(config(folder, "s1", "supcon", *same), resume=str(last))["step"] == 2 * STEPS
+    text = capsys.readouterr().out
+    assert "all 2 epochs are done already" in text and "a larger SOLVER.EPOCHS" not in text
+
+
 def test_evaluating_with_heads_that_are_not_there_names_the_key(folder):
     plain = asenpp.engine.train(config(folder, "s1", "triplet", "NAME", "no_heads", "SOLVER.EPOCHS", 1), overwrite=True)
     with pytest.raises(CheckpointError, match="heads.global.weight.*SOLVER.LOSS is triplet there and cosine here"):

@@ -128,6 +128,15 @@ class _Trainer:
                 raise EngineError(f"{key} was {before} when this run was begun, and is {now} now: keep it to go on "
                                   f"(--opts {key} {before}), or start another run from its weights (--opts NAME ...)")
 
+    def _refuse_other_steps(self, then: dict[str, Any]) -> None:
+        """Rates by step are a function of the number of steps, and 0 after the last: another number is another run."""
+        for name, key in (("total_steps", "SOLVER.EPOCHS, with the batches that an epoch has,"),
+                          ("warmup_steps", "SOLVER.WARMUP_STEPS")):
+            if self._by_step and then[name] != getattr(self.schedule, name):
+                raise EngineError(f"{key} made {then[name]} steps of SOLVER.TYPE WarmupCosine when this run was begun, "
+                                  f"and {getattr(self.schedule, name)} now: keep it to go on, or start another run from "
+                                  "its weights (--opts NAME ...)")
+
     def _take_up(self, state: dict[str, Any]) -> None:
         """Everything else that a checkpoint of this very run holds."""
         for line in filter(None, [thread_warning(state)]):
@@ -141,6 +150,7 @@ class _Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if "scaler" in state and self.precision.dtype:
             self.precision.scaler.load_state_dict(state["scaler"])
+        self._refuse_other_steps(state["schedule"])
         self.schedule.load_state_dict(state["schedule"])
         self.sampler.load_state_dict(state["sampler"])
         asen_random.set_state(state["random"])
@@ -383,7 +393,8 @@ def _run(trainer: _Trainer, folder: RunFolder, resume: str | None, overwrite: bo
         metrics.cut(trainer.metrics_bytes if goes_on else 0)
         try:
             if at.epoch >= cfg.SOLVER.EPOCHS:
-                logger.info("all %d epochs are done already: a larger SOLVER.EPOCHS goes on", cfg.SOLVER.EPOCHS)
+                logger.info("all %d epochs are done already%s", cfg.SOLVER.EPOCHS,
+                            "" if cfg.SOLVER.TYPE == "WarmupCosine" else ": a larger SOLVER.EPOCHS goes on")
             trainer.run(metrics, save_seconds)
         except Interrupted:
             before, after = command or (["python", "main.py", "--cfg", "..."], [])
