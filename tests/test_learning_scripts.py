@@ -102,7 +102,7 @@ def row(study, mode, seed, test, data="FashionMNIST", budget=48_000, valid=None,
         return {"mAP": value, "attributes": attributes or {"category": value - 0.05, "worn": value + 0.05}}
 
     return {"study": study, "data": data, "images_of": data, "mode": mode, "seed": seed, "budget": budget, "rate": rate,
-            "options_hash": "x", "seconds": 100.0, "process_seconds": 120.0, "threads": 2,
+            "options_hash": "x", "seconds": 100.0, "process_seconds": 120.0, "threads": 2, "device": "cpu", "commit": "a",
             "scores": {"VALID": of(test if valid is None else valid), "TEST": of(test)}, **more}
 
 
@@ -268,8 +268,8 @@ def good_rows():
 
 
 def published(number, **more):
-    return {"study": "published", "seed": number, "commit": "a", "before": "b", "differs": "", "seconds": 9.0,
-            "before_seconds": 10.0, "scores": {}, **more}
+    return {"study": "published", "seed": number, "commit": "a", "before": f"{tables.BEFORE}0", "differs": "",
+            "seconds": 9.0, "before_seconds": 10.0, "scores": {}, "device": "cpu", **more}
 
 
 def test_missing_rows_meet_no_bar():
@@ -303,9 +303,12 @@ def test_the_published_mode_needs_five_pairs_of_the_same_bits():
         return next(bar for bar in tables.bars(rows) if "Published mode" in bar.name)
 
     five = [published(number) for number in range(5)]
-    assert bar(five).met and "5 of 5 pairs with b, time 0.90" in bar(five).figure
+    assert bar(five).met and f"5 of 5 pairs with {tables.BEFORE}, time 0.90" in bar(five).figure
     assert not bar(five[:4]).met and not bar([*five[:4], published(4, differs="stage 1: x")]).met
     assert not bar([*five, published(0, commit="c")]).met       # the last commit counts
+    assert not bar([*five[:4], published(3)]).met               # a pair that was done twice is one
+    for other in ({"before": "b"}, {"before": f"{tables.BEFORE}0+"}, {"commit": "a+"}, {"device": "cuda"}):
+        assert bar([published(number, **other) for number in range(5)]).figure == "missing"
     a = {"x": np.float32([1, 0]), "y": np.int64(3)}
     assert difference(a, dict(a)) == "" and difference(a, {**a, "x": np.float32([1, -0.0])}) == "x"
     assert difference(a, {"x": a["x"]}) == "y is on one side only"
@@ -315,6 +318,32 @@ def test_a_seed_that_is_missing_misses_the_bar():
     rows = [one for one in good_rows() if not (one["study"] == "converged" and one["seed"] == 3)]
     missing = [bar for bar in tables.bars(rows) if bar.figure == "missing"]
     assert len(missing) == 1 and "200,000" in missing[0].name
+
+
+@pytest.mark.parametrize("study, bars", [("short", 1), ("converged", 1), ("garments", 3), ("garments_one_label", 1)])
+@pytest.mark.parametrize("change", [{"options_hash": "y"}, {"device": "cuda"}, {"commit": "a+"}])
+def test_runs_of_other_options_a_gpu_or_a_changed_checkout_meet_no_bar(study, bars, change):
+    """One of five seeds, the last, done in another way: its mode is not complete."""
+    rows = good_rows()
+    max((row for row in rows if row["study"] == study and row["mode"] != "triplet"), key=lambda r: r["seed"]).update(change)
+    if study == "short":        # no other mode takes its place
+        rows = [row for row in rows if (row["study"], row.get("mode")) != ("short", "triplet")]
+    assert [bar.figure for bar in tables.bars(rows) if bar.required and not bar.met] == ["missing"] * bars
+
+
+@pytest.mark.parametrize("change", [{"options_hash": "y"}, {"device": "cuda"}, {"commit": "a+"}])
+def test_held_out_runs_of_another_kind_meet_no_bar(change):
+    rows = good_rows()
+    for row in rows:
+        if (row["study"], row.get("mode"), row["seed"]) == ("held_out", studies.RECOMMENDED, 4):
+            row.update(change)
+    assert [bar.figure for bar in tables.bars(rows) if not bar.met and bar.required] == ["missing"] * 3
+
+
+def test_the_shipped_configuration_is_the_one_that_was_run_last():
+    """A larger one that was shipped before does not stand for a smaller one."""
+    rows = good_rows() + [row("garments_one_label", "shipped", seed, 0.7, data="Garments", budget=100) for seed in range(5)]
+    assert [bar.figure for bar in tables.bars(rows) if "one label an image, total" in bar.name] == ["0.7000"]
 
 
 @pytest.mark.parametrize("spoil, named", [
