@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks.learning import boxes, command, datasets, results, runner, studies, tables
-from benchmarks.learning.published import difference
+from benchmarks.learning.published import compared, difference
 from benchmarks.learning.runner import Runner, RunError, Settings
 
 from engine_kit import ROOT
@@ -312,6 +312,21 @@ def test_the_published_mode_needs_five_pairs_of_the_same_bits():
     a = {"x": np.float32([1, 0]), "y": np.int64(3)}
     assert difference(a, dict(a)) == "" and difference(a, {**a, "x": np.float32([1, -0.0])}) == "x"
     assert difference(a, {"x": a["x"]}) == "y is on one side only"
+
+
+@pytest.mark.parametrize("spoil, named", [
+    (lambda state: state["model"]["w"].__setitem__(0, 2), "w"),
+    (lambda state: state["optimizer"]["state"][0]["exp_avg"].__setitem__(0, 2), "optimizer, parameter 0, exp_avg"),
+    (lambda state: state["optimizer"]["param_groups"][0].update(lr=2e-3), "learning rate 0"),
+    (lambda state: state.update(mAP=0.25), "mAP"), (lambda state: None, "")])
+def test_the_published_mode_is_compared_in_weights_optimizer_and_score(spoil, named):
+    def state():
+        return {"model": {"w": np.float32([1, 0])}, "mAP": 0.5, "best_mAP": 0.5, "epoch": 2, "optimizer": {
+            "state": {0: {"exp_avg": np.float32([1, 0])}}, "param_groups": [{"lr": 1e-3, "params": [0]}]}}
+
+    other = state()
+    spoil(other)
+    assert difference(compared(state()), compared(other)) == named
 
 
 def test_a_seed_that_is_missing_misses_the_bar():
