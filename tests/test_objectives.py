@@ -2,6 +2,7 @@
 themselves to the bit and resume in the same bits in every mode, and what is refused."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
@@ -241,6 +242,25 @@ def test_same_seed_and_resumed_in_the_same_bits(folder, monkeypatch, loss, stage
     result = asenpp.engine.train(cfg, resume=resume)
     assert kit.same_run(folder / "runs" / "in_pieces", folder / "runs" / "at_once") == []
     assert (result["epochs"], result["step"]) == (2, 2 * STEPS)
+
+
+@pytest.mark.parametrize("loss, stage", [("triplet", "s2"), ("cosine", "s2"), ("supcon", "s1"), ("dense_triplet", "s1")])
+def test_killed_and_resumed_ends_in_the_same_bits(folder, loss, stage):
+    """SIGKILL, with every aid: the run goes on from the last step that was saved."""
+    more = [*aids(loss), "SOLVER.EPOCHS", 4]
+    asenpp.engine.train(config(folder, stage, loss, "NAME", "undisturbed", *more), overwrite=True)
+    run = folder / "runs" / f"killed_{loss}"
+    opts = ["SOLVER.LOSS", loss, *(IMAGES if loss != "triplet" else ()), "NAME", run.name, *more]
+    process = kit.start(kit.command(folder, stage, "--save-minutes", "0", opts=opts))
+    for line in process.stdout:
+        if "Epoch 2/4 iteration 2/6" in line:
+            process.kill()
+            break
+    process.communicate()
+    last = run / "checkpoint.pth.tar"
+    assert process.returncode == -signal.SIGKILL and STEPS < asenpp.load(last)["step"] < 4 * STEPS
+    asenpp.engine.train(config(folder, stage, loss, "NAME", run.name, *more), resume=str(last))
+    assert kit.same_run(run, folder / "runs" / "undisturbed") == []
 
 
 @pytest.mark.parametrize("loss", LOSSES)
