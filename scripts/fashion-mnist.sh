@@ -6,10 +6,15 @@
 set -eu
 python=$1
 mode=${MODE:-cosine}
+case $mode in
+    published) last=s2; reduced="DATA.NUM_TRIPLETS 640" ;;
+    cosine) last=cosine; reduced="DATA.NUM_IMAGES 960 SOLVER.WARMUP_STEPS 5" ;;
+    *) echo "fashion-mnist: MODE is $mode: it must be published, or cosine (the default)" >&2; exit 2 ;;
+esac
 if [ "${QUICK:-0}" = 1 ]; then
     data=FashionMNIST-quick
     sizes="--train 1200 --valid 200 --test 400"
-    opts="DATA.DATASET $data DATA.NUM_TRIPLETS 640 DATA.NUM_IMAGES 960 SOLVER.WARMUP_STEPS 5 SOLVER.EPOCHS 1 SAVE_DIR runs/quick"
+    opts="DATA.DATASET $data $reduced SOLVER.EPOCHS 1 SAVE_DIR runs/quick"
     runs=runs/quick
 else
     data=FashionMNIST
@@ -18,11 +23,6 @@ else
     runs=runs
 fi
 files=config/FashionMNIST
-case $mode in
-    published) last=s2; opts=$(echo "$opts" | sed 's/SOLVER.WARMUP_STEPS 5//') ;;
-    cosine) last=cosine ;;
-    *) echo "fashion-mnist: MODE is $mode: it must be published, or cosine (the default)" >&2; exit 2 ;;
-esac
 # shellcheck disable=SC2086  # lists of words
 run() {
     stage=$1; shift

@@ -2,17 +2,22 @@
 
 import gzip
 import json
+import os
+import shlex
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import asenpp
 from asenpp.data import fashion_mnist
 from asenpp.data.index import Attributes, DataError, build_table, read_filenames, read_labels
 
 Image = pytest.importorskip("PIL.Image")
+ROOT = Path(__file__).resolve().parent.parent
 BOTH = Attributes(("category", "worn"), (10, 5))
 # What the second attribute, written out: (category, worn)
 WORN = {"T-shirt/top": "top", "Pullover": "top", "Coat": "top", "Shirt": "top", "Trouser": "bottom",
@@ -205,3 +210,39 @@ def test_the_real_files(tmp_path):
     assert fashion_mnist.CATEGORIES[labels[0]] == "Ankle boot"
     fashion_mnist.prepare(tmp_path / "out", train=200, valid=100, test=100, quiet=True)
     assert (read_split(tmp_path / "out", "test")[1][0] == test_images[0]).all()
+
+
+# -- make fashion-mnist -----------------------------------------------------------------------------
+
+def commands(tmp_path, **environment):
+    """(exit status, lines) of the script with an interpreter that prints its arguments."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    done = subprocess.run(["sh", str(ROOT / "scripts" / "fashion-mnist.sh"), str(python)], capture_output=True, text=True,
+                          env={"PATH": os.environ["PATH"], **environment})
+    return done.returncode, (done.stdout + done.stderr).splitlines()
+
+
+@pytest.mark.parametrize("quick", ["0", "1"])
+@pytest.mark.parametrize("mode, stages, key", [("", ["cosine"], "NUM_IMAGES"), ("published", ["s1", "s2"], "NUM_TRIPLETS")])
+def test_the_main_job_trains_what_its_mode_says(tmp_path, quick, mode, stages, key):
+    """Each stage from the best weights of the one before, then TEST with the best of the last; QUICK reduces each, by keys
+    that go together with its configuration."""
+    status, lines = commands(tmp_path, QUICK=quick, **({"MODE": mode} if mode else {}))
+    assert status == 0 and lines[0].startswith("-m asenpp.data fashion_mnist")
+    runs, before = lines[1:-1], ""
+    assert len(runs) == len(stages) + 1 and runs[-1].split(" --opts")[0].endswith("--test TEST")
+    for stage, line in zip([*stages, stages[-1]], runs):
+        found = shlex.split(line)
+        files, opts = found[2:4], found[found.index("--opts") + 1:] if "--opts" in found else []
+        cfg = asenpp.load_config(*(ROOT / file for file in files), opts=opts)
+        assert cfg.NAME == f"FashionMNIST_{stage}" and (f"DATA.{key}" in opts) == (quick == "1")
+        assert cfg.SOLVER.EPOCHS == 1 or quick == "0"
+        assert not before or found[found.index("--resume") + 1] == before
+        before = f"{cfg.SAVE_DIR}/{cfg.NAME}/model_best.pth.tar"
+
+
+def test_a_mode_that_does_not_exist_is_named(tmp_path):
+    assert commands(tmp_path, MODE="triplet") == (2, ["fashion-mnist: MODE is triplet: it must be published, or cosine "
+                                                      "(the default)"])
