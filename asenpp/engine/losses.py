@@ -4,7 +4,7 @@ cos(u, v) is the cosine with each norm at least 1e-8. Embeddings x, p, n of anch
 Dong et al. 2021):
 
     triplet  mean over the batch of max(0, MARGIN - cos(x, p) + cos(x, n))
-    align    sum over x, p, n of mean(max(0, 1 - cos(global, local)))
+    align    sum over x, p, n of mean(max(0, 1 - cos(global, local))); of images, 3 times the mean over all embeddings
     asen     GLOBAL_WEIGHT triplet(global) [+ LOCAL_WEIGHT triplet(local) + ALIGN_WEIGHT align]
     style    combined: 0.1 asen + 0.5 CE(anchor) + 0.5 CE(negative);  anchor: CE(anchor)
 
@@ -46,7 +46,8 @@ def triplet(embeddings: Tensor, margin: float) -> Tensor:
 
 
 def align(whole: Tensor, local: Tensor) -> Tensor:
-    """Alignment of global and local embeddings, both (3 B, D): the sum of three means of B."""
+    """Alignment of global and local embeddings of the same images, both (N, D): 3 times the mean over N, which of
+    anchors, positives and negatives (3 B, D) is the sum of three means of B."""
     return (1.0 - F.cosine_similarity(whole, local)).clamp(min=0.0).mean() * float(GROUPS)
 
 

@@ -1,7 +1,7 @@
 /* Augmentation of one image. Windows: Szegedy et al. 2015, "Going deeper with convolutions"; erasing: Zhong et al.
  * 2020, "Random erasing data augmentation"; jitter: brightness blends with black, contrast with the mean grey,
- * saturation with each pixel's grey. Defaults and ranges are those of torchvision's RandomResizedCrop, RandomErasing
- * and ColorJitter.
+ * saturation with each pixel's grey. Aspect ratios and erased areas have the ranges of torchvision's RandomResizedCrop
+ * and RandomErasing.
  *
  * Blocks of four numbers for an image: 0: mirrored, brightness, contrast, saturation; 1: erased; then one for each
  * try of a window and of a rectangle: area, aspect ratio, row, column. */
