@@ -148,6 +148,7 @@ def test_ctrl_c_ends_it_between_blocks():
     program = """
 import os, signal, threading, numpy as np
 from asenpp import metrics
+signal.signal(signal.SIGINT, signal.default_int_handler)    # a shell's background jobs begin with SIGINT ignored
 q = np.ones((400000, 4), np.float32); c = np.ones((18000, 4), np.float32)
 threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
 try:
