@@ -74,6 +74,9 @@ def test_a_stage_of_the_local_branch_comes_out_of_the_same_budget():
             + second.SOLVER.EPOCHS * second.DATA.NUM_IMAGES * (1 + 2) == studies.SHORT)
     assert all(runner.configuration(stage).SOLVER.WARMUP_STEPS * 4 <= length(runner.configuration(stage))
                for run in READABLE for stage in run.stages if not run.data.files[-1].endswith("cosine.yaml"))
+    whole = {mode: sum(runner.forwards(runner.configuration(stage), run.data.images, run.data.labels) for stage in run.stages)
+             for run in RUNS if run.study == "boxes" for mode in [run.mode]}
+    assert whole["cosine"] == whole["cosine+local"] == studies.DRAWN_LOCAL
     assert studies.epochs(160, 96, 420) == 40 and studies.epochs(500, 96, 55_000) == 1
 
 
