@@ -97,7 +97,8 @@ def test_the_hash_is_of_what_decides_a_run():
 # -- choices come before TEST ---------------------------------------------------------------------
 
 def rate_row(data, mode, rate, score):
-    return row("rates", f"{mode}@{rate:g}", 100, score, data=data, rate=rate)
+    run = next(run for run in RUNS if (run.study, run.data.name, run.mode) == ("rates", data, f"{mode}@{rate:g}"))
+    return row("rates", run.mode, 100, score, data=data, rate=rate, options_hash=runner.options_hash(run))
 
 
 def row(study, mode, seed, test, data="FashionMNIST", budget=48_000, valid=None, rate=1e-3, attributes=None, **more):
@@ -120,6 +121,8 @@ def test_no_run_looks_at_test_before_the_choice_is_made_and_committed():
     assert "has changes" in runner.unfrozen(final, best, "abc+")
     assert "2 of 3" in runner.unfrozen(final, best[:2], "abc")
     assert "found" in runner.unfrozen(final, other, "abc")
+    old = [{**one, "options_hash": "of other options"} for one in best]
+    assert "0 of 3" in runner.unfrozen(final, old, "abc") and "2 of 3" in runner.unfrozen(final, [*best[:2], *old], "abc")
     valid_only = next(run for run in RUNS if run.study == "aids")
     assert runner.unfrozen(valid_only, [], "abc+") == ""
 

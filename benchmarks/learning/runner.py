@@ -7,6 +7,7 @@ training; TEST only in studies marked final, and only where the choices that the
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -28,7 +29,7 @@ from asenpp.config import DEFAULTS, load_config
 from asenpp.engine.state import flat
 from benchmarks import record
 
-from . import datasets, results
+from . import datasets, results, studies
 from .results import Row
 from .studies import RATES, Run, Stage
 
@@ -124,11 +125,17 @@ def estimate(run: Run, rows: Sequence[Row], threads: int) -> float:
 
 # -- choices come before TEST ---------------------------------------------------------------------
 
+@functools.cache
+def _rate_keys() -> frozenset[tuple[Any, ...]]:
+    return frozenset(key(run) for run in studies.runs() if run.study == "rates")
+
+
 def best_rates(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[float, int]]:
-    """(data, objective) -> the learning rate with the best mAP on VALID, and how many were tried."""
+    """(data, objective) -> the learning rate with the best mAP on VALID, and how many were tried: of runs as the table
+    has them by now."""
     scores: dict[tuple[str, str], dict[float, float]] = {}
     for row in rows:
-        if row["study"] == "rates":
+        if results.key(row) in _rate_keys():
             tried = scores.setdefault((row["data"], row["mode"].split("@")[0]), {})
             tried[row["rate"]] = row["scores"]["VALID"]["mAP"]
     return {pair: (max(tried, key=lambda rate: tried[rate]), len(tried)) for pair, tried in scores.items()}
