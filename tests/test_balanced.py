@@ -52,6 +52,26 @@ def make(rows, num_images=0, batch_size=16, images_per_value=4, seed=0, usable=N
     return BalancedSampler(labels_of(rows), sizes, num_images, batch_size, images_per_value, seed, usable)
 
 
+def test_without_groups_each_image_comes_once_a_round():
+    """IMAGES_PER_VALUE 0: by chance, in full batches, each image once before any comes again; all labels with it."""
+    rows = shop()
+    known = by_image(rows)
+    sampler = make(rows, num_images=3 * len(known), batch_size=16, images_per_value=0)
+    batches = list(sampler)
+    ids = [i for batch in batches for i in batch.images.tolist()]
+    assert len(ids) == 3 * len(known) and all(len(set(b.images.tolist())) == len(b.images) for b in batches)
+    turns = defaultdict(list)
+    for place, image in enumerate(ids):
+        turns[image].append(place)
+    assert {len(places) for places in turns.values()} == {3}
+    assert len(set(ids[:len(known)])) >= len(known) - 16    # a batch between two rounds may hold some back
+    for batch in batches:
+        for row, image in enumerate(batch.images.tolist()):
+            mine = batch.rows == row
+            assert set(zip(batch.attributes[mine].tolist(), batch.values[mine].tolist())) == known[image]
+    assert lists(make(rows, batch_size=16, images_per_value=0, seed=1)) != lists(make(rows, batch_size=16, images_per_value=0))
+
+
 def any_sampler(case):
     """(labels, sampler): few images, so that batches often hold all of them; rows may be there twice."""
     rng = random.Random(case)
@@ -364,7 +384,7 @@ def test_states_of_the_other_sampler_are_refused():
 @pytest.mark.parametrize("arguments, message", [
     (dict(num_images=-1), "DATA.NUM_IMAGES is -1: at least 0"),
     (dict(batch_size=0), "DATA.TRAIN_BATCHSIZE is 0: at least 1"),
-    (dict(images_per_value=0), "DATA.IMAGES_PER_VALUE is 0: at least 1"),
+    (dict(images_per_value=-1), "DATA.IMAGES_PER_VALUE is -1: at least 0"),
     (dict(usable=[[], [], []]), "no image has a label.*DATA.GROUNDTRUTH.TRAIN"),
     (dict(rows=[(1, 0, 0), (2, 1, 2)]), r"image 2 has value 2 of attribute 1: DATA.ATTRIBUTES.NUM is \[3, 2, 4\]"),
     (dict(rows=[(1, 0, 0), (2, 3, 0)]), "image 2 has value 0 of attribute 3"),

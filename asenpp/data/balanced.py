@@ -1,4 +1,4 @@
-"""Batches of images, balanced by value: what the losses over the images of a batch draw from.
+"""Batches of images, balanced by value or as they come: what the losses over the images of a batch draw from.
 
 A batch is made of groups of images that share one value of one attribute, the M-per-class batches of
 metric learning (Hermans et al. 2017, "In Defense of the Triplet Loss", section 2: P classes, K images
@@ -198,10 +198,15 @@ class _Epoch:
         self._attributes = _Cycle(list(table.values_of), self._draw)
         self._values = {attribute: _Cycle(values, self._draw) for attribute, values in table.values_of.items()}
         self._pools: dict[int, _Pool] = {}
+        self._all = None if images_per_value else _Pool(np.arange(len(table.ids)))
 
     def draw(self, size: int) -> list[int]:
         """The next batch, as numbers in the table. size: at most as many as there are images."""
         batch: dict[int, None] = {}
+        if self._all is not None:
+            self._all.draw(size, batch, self._draw)
+            self._all.end_batch()
+            return list(batch)
         touched: dict[int, _Pool] = {}
         self.groups = []
         table = self._table
@@ -233,14 +238,15 @@ class BalancedSampler:
     without replacement in rounds. An image is in a batch once: one that is there already is kept for
     a later group. Where all images of a value are in the batch its group stays smaller, and the last
     group of a batch fills what is left. Cycles and rounds go on from batch to batch. An image brings
-    all its labels, also those that it was not drawn by.
+    all its labels, also those that it was not drawn by. With 0 images of a value there are no groups: all
+    images take turns, each once in a round, however often their values are there.
 
     labels:           training labels; a row may be there twice, the order does not matter
     sizes:            DATA.ATTRIBUTES.NUM, the number of values of each attribute
     num_images:       DATA.NUM_IMAGES, images an epoch (the last batch may be smaller); 0: as many as
                       have a label
     batch_size:       DATA.TRAIN_BATCHSIZE, images a batch; where fewer have a label, a batch is all of them
-    images_per_value: DATA.IMAGES_PER_VALUE, images of a group
+    images_per_value: DATA.IMAGES_PER_VALUE, images of a group; 0: no groups
     seed:             SEED. The batches depend on it, the epoch's number and these arguments alone.
     usable:           per attribute the values to use (`checks.usable_values`); labels of other values
                       are left out of the batches too. None: all
@@ -254,7 +260,7 @@ class BalancedSampler:
     def __init__(self, labels: Labels, sizes: Sequence[int], num_images: int, batch_size: int,
                  images_per_value: int, seed: int, usable: Sequence[Sequence[int]] | None = None):
         for key, number, least in (("DATA.NUM_IMAGES", num_images, 0), ("DATA.TRAIN_BATCHSIZE", batch_size, 1),
-                                   ("DATA.IMAGES_PER_VALUE", images_per_value, 1)):
+                                   ("DATA.IMAGES_PER_VALUE", images_per_value, 0)):
             if number < least:
                 raise DataError(f"{key} is {number}: at least {least} was expected")
         self._table = _Table(labels, sizes, usable)
