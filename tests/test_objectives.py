@@ -2,6 +2,7 @@
 themselves to the bit and resume in the same bits in every mode, and what is refused."""
 
 import json
+import re
 import signal
 
 import numpy as np
@@ -373,6 +374,23 @@ def test_a_schedule_by_steps_is_kept_to_its_end(folder, more, message, capsys):
     assert asenpp.engine.train(config(folder, "s1", "supcon", *same), resume=str(last))["step"] == 2 * STEPS
     text = capsys.readouterr().out
     assert "all 2 epochs are done already" in text and "a larger SOLVER.EPOCHS" not in text
+
+
+def test_resuming_names_what_changed_and_what_is_missing(folder, capsys):
+    """A key that is as it was is not said to have changed; a checkpoint without a part of the state is named."""
+    keys = ["NAME", "parts", "SOLVER.EMA_DECAY", 0.5, "SOLVER.EPOCHS"]
+    done = asenpp.engine.train(config(folder, "s1", "cosine", *keys, 1), overwrite=True)["checkpoint"]
+    capsys.readouterr()
+    asenpp.engine.train(config(folder, "s1", "cosine", *keys, 2), resume=done)
+    assert re.findall("WARNING: (.*?) was", capsys.readouterr().out) == ["SOLVER.EPOCHS"]
+    whole = asenpp.load(done)
+    for part in ("training_model", "ema_updates", "schedule", "sampler", "sums"):
+        asenpp.save({key: value for key, value in whole.items() if key != part}, done)
+        with pytest.raises(CheckpointError, match=f"checkpoint.pth.tar: .*incomplete .{part} is not there.*NAME"):
+            asenpp.engine.train(config(folder, "s1", "cosine", *keys, 3), resume=done)
+    asenpp.save({**whole, "ema_updates": -1}, done)
+    with pytest.raises(CheckpointError, match="damaged .*updates"):
+        asenpp.engine.train(config(folder, "s1", "cosine", *keys, 3), resume=done)
 
 
 def test_evaluating_with_heads_that_are_not_there_names_the_key(folder):

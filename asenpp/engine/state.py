@@ -103,8 +103,13 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
         if hasattr(value, "items"):
             found.update(flat(value, f"{prefix}{key}."))
         else:
-            found[prefix + key] = list(value) if isinstance(value, (list, tuple)) else value
+            found[prefix + key] = _lists(value)
     return found
+
+
+def _lists(value: Any) -> Any:
+    """Tuples, within others too, as lists: checkpoints have these."""
+    return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def changed_keys(cfg: Any, state: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -21,12 +21,13 @@ import numpy as np
 from .. import optim
 from .. import random as asen_random
 from .._asen import Tensor
+from ..checkpoint import CheckpointError
 from ..data.balanced import BalancedSampler
 from ..data.checks import check_images, check_meta, skipped_values, usable_values
 from ..data.index import TrainSet, load_train
 from ..data.samplers import TripletSampler
 from . import memory
-from .errors import EngineError, Interrupted
+from .errors import EngineError, Interrupted, mistakes
 from .evaluation import Evaluation
 from .images import crops_of, take_batch
 from .log import MetricsFile, get_logger, progress
@@ -79,7 +80,14 @@ class _Trainer:
         self.metrics_bytes = 0
         if self.exact:
             assert state is not None
-            self._take_up(state)
+            try:
+                self._take_up(state)
+            except (KeyError, ValueError, TypeError, IndexError) as error:
+                if isinstance(error, mistakes()):
+                    raise
+                what = f"{error.args[0]} is not there" if isinstance(error, KeyError) else str(error)
+                raise CheckpointError(f"{resume}: the state of the training is damaged or incomplete ({what}): take another "
+                                      "checkpoint of this run, or its weights alone (--opts NAME ...)") from error
         self.loader = make_loader(cfg, data.paths, self.device, keep_images=self.step.local, augment=True)
 
     def close(self) -> None:
