@@ -595,6 +595,8 @@ class _Check:
                 ("INPUT.AUGMENT.FLIP", 0, 1, "a probability, in [0, 1]"),
                 ("INPUT.AUGMENT.ERASE", 0, 1, "a probability, in [0, 1]"),
                 ("INPUT.AUGMENT.JITTER", 0, 1, "the range of a factor, in [0, 1]"),
+                ("SOLVER.SCALE", 1e-3, 1e4, "in [0.001, 10000]"), ("SOLVER.TEMPERATURE", 1e-4, 1e3, "in [0.0001, 1000]"),
+                ("DATA.NUM_IMAGES", 0, 1e12, "a number of images, at most 10 to the 12"),
                 ("SOLVER.LABEL_SMOOTHING", 0, 0.999, "in [0, 1)"), ("SOLVER.EMA_DECAY", 0, 0.999999, "in [0, 1)"),
                 ("INPUT.AUGMENT.CROP", 0.01, 1, "the least part of the area that is left, in [0.01, 1]")):
             value = self.get(key)
@@ -606,6 +608,8 @@ class _Check:
         self.need(accumulate <= self.get("DATA.TRAIN_BATCHSIZE"), "SOLVER.ACCUMULATE",
                   f"is {accumulate}: a batch of {self.get('DATA.TRAIN_BATCHSIZE')} (DATA.TRAIN_BATCHSIZE) has fewer parts")
         group, batch = self.get("DATA.IMAGES_PER_VALUE"), self.get("DATA.TRAIN_BATCHSIZE")
+        self.need(loss == "triplet" or batch > 1, "DATA.TRAIN_BATCHSIZE",
+                  f"is {batch}: with SOLVER.LOSS {loss} a batch has two images or more")
         self.need(loss == "triplet" or group <= batch // 2, "DATA.IMAGES_PER_VALUE",
                   f"is {group}: a batch of {batch} images (DATA.TRAIN_BATCHSIZE) must have room for two values")
         self.need(self.get("SOLVER.WARMUP_STEPS") == 0 or self.get("SOLVER.TYPE") == "WarmupCosine",

@@ -330,7 +330,7 @@ def test_memory_is_checked_before_training(folder, monkeypatch):
     """Measured, with the model left as it was; nothing of the run folder is made."""
     monkeypatch.setattr(memory, "available_bytes", lambda: 60 << 20)
     with pytest.raises(EngineError, match="not enough memory.*DATA.TRAIN_BATCHSIZE"):
-        asenpp.engine.train(kit.config(folder, "s1", "NAME", "huge", "DATA.TRAIN_BATCHSIZE", 4096))
+        asenpp.engine.train(kit.config(folder, "s1", "NAME", "huge", "DATA.TRAIN_BATCHSIZE", 4096, "DATA.NUM_TRIPLETS", 4096))
     assert not (folder / "runs" / "huge").exists()
 
 

@@ -14,7 +14,7 @@ from asenpp import _asen
 from asenpp.checkpoint import CheckpointError
 from asenpp.data.balanced import ImageBatch
 from asenpp.data.samplers import TripletBatch
-from asenpp.engine import EngineError, Interrupted, losses, training
+from asenpp.engine import EngineError, Interrupted, losses, memory, training
 from asenpp.engine.step import ImageStep, TripletStep
 from asenpp.engine.weights import initial_model
 
@@ -408,10 +408,10 @@ def test_logs_say_what_is_counted(folder, capsys):
 
 @pytest.mark.parametrize("stage", ["s1", "s2"])
 def test_memory_is_checked_before_training(folder, monkeypatch, stage):
-    """In images; the model is left as it was (the runs above compare bits with and without it)."""
+    """In images, and no more than there are; the model is left as it was (the runs above compare bits)."""
     monkeypatch.setattr("asenpp.engine.memory.available_bytes", lambda: 40 << 20)
-    cfg = config(folder, stage, "cosine", "NAME", "large", "DATA.TRAIN_BATCHSIZE", 4096)
-    with pytest.raises(EngineError, match="batches of 4096 images .*TRAIN_BATCHSIZE to|not even one image fits"):
+    cfg = config(folder, stage, "cosine", "NAME", "large", "DATA.TRAIN_BATCHSIZE", 4096, "DATA.NUM_IMAGES", 4096)
+    with pytest.raises(EngineError, match="batches of [0-9]+ images .*(TRAIN_BATCHSIZE to|not even one image fits)"):
         asenpp.engine.train(cfg, overwrite=True)
 
 
@@ -443,9 +443,51 @@ def test_warmup_longer_than_the_training_is_an_error(folder):
     ("cosine", ["SOLVER.EMA_DECAY", 1.0], "SOLVER.EMA_DECAY"), ("cosine", ["INPUT.AUGMENT.FLIP", 1.5], "AUGMENT.FLIP"),
     ("cosine", ["INPUT.AUGMENT.CROP", 0.0], "INPUT.AUGMENT.CROP"), ("cosine", ["SOLVER.LOSS", "arcface"], "SOLVER.LOSS"),
     ("cosine", ["INPUT.AUGMENT.JITTER", 0.2], "INPUT.AUGMENT.JITTER.*colour.*JITTER_COLOUR"),
+    ("cosine", ["DATA.TRAIN_BATCHSIZE", 1], "DATA.TRAIN_BATCHSIZE.*two images"), ("cosine", ["DATA.NUM_IMAGES", 10**22], "DATA.NUM_IMAGES"),
+    ("cosine", ["SOLVER.SCALE", 1e39], "SOLVER.SCALE"), ("supcon", ["SOLVER.TEMPERATURE", 1e-300], "SOLVER.TEMPERATURE"),
     ("cosine", ["DATA.IMAGES_PER_VALUE", 5], "DATA.IMAGES_PER_VALUE.*two values"),
     ("cosine", ["MODEL.TYPE", "StyleClassification", "HEAD.out_features", 4], "MODEL.TYPE.*SOLVER.LOSS must be triplet"),
 ])
 def test_keys_that_do_not_go_together_are_named(folder, loss, more, message):
     with pytest.raises(asenpp.ConfigError, match=message):
         config(folder, "s1", loss, *more)
+
+
+def test_memory_is_measured_until_it_is_steady():
+    """Where few images peak at another moment than many: peaks as they were seen in stage 2, in MB."""
+    peaks = {2: 25, 4: 28, 8: 42, 16: 75, 32: 139, 48: 204}
+    asked = []
+
+    def peak(count):
+        asked.append(count)
+        return peaks[count]
+
+    fixed, each = memory._measure(peak, 48, 1e9)
+    assert fixed + 48 * each == pytest.approx(204, rel=0.05)
+    assert asked == [2, 4, 8, 16, 32]
+    assert memory._measure(lambda count: 10 + 5 * count, 1000, 1e9) == (10, 5)       # a line: three measurements
+    asked.clear()
+    memory._measure(peak, 48, 200)              # 8 images took 42: 16 might take more than a quarter of 200
+    assert asked == [2, 4, 8]
+    assert memory._measure(lambda count: 7 * count, 3, 1e9) == (0.0, 7)
+
+
+@pytest.mark.parametrize("more", [
+    ["DATA.NUM_IMAGES", 9], ["DATA.NUM_IMAGES", 8, "SOLVER.ACCUMULATE", 8],
+    ["INPUT.GLOBAL_SIZE", 32, "INPUT.LOCAL_SIZE", 16, "DATA.NUM_IMAGES", 9]])
+def test_a_batch_of_one_value_is_named_before_training(folder, more):
+    """Batch norm of one image with a map of one position; found at the start, not in the last batch."""
+    cfg = config(folder, "s2", "cosine", "NAME", "single", "INPUT.GLOBAL_SIZE", 16, *more)
+    with pytest.raises(EngineError, match="_SIZE is 16, which leaves one position.*NUM_IMAGES.*ACCUMULATE"):
+        asenpp.engine.train(cfg, overwrite=True)
+    assert not (folder / "runs" / "single").exists()
+
+
+def test_what_is_switched_on_when_resuming_is_said(folder, capsys):
+    """Also where the checkpoint's configuration lacks the key, as old ones do."""
+    done = asenpp.engine.train(config(folder, "s1", "triplet", "NAME", "lacks", "SOLVER.EPOCHS", 1), overwrite=True)
+    state = asenpp.load(done["checkpoint"])
+    del state["config"]["INPUT"]["AUGMENT"], state["config"]["SOLVER"]["LOSS"], state["since_best"]
+    asenpp.save(state, done["checkpoint"])
+    asenpp.engine.train(config(folder, "s1", "triplet", "NAME", "lacks", "INPUT.AUGMENT.FLIP", 0.5), resume=done["checkpoint"])
+    assert "INPUT.AUGMENT.FLIP was 0.0 when the checkpoint was written, and is 0.5 now" in capsys.readouterr().out

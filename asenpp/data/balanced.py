@@ -279,6 +279,10 @@ class BalancedSampler:
         """Batches an epoch, the last one perhaps smaller."""
         return -(-self.num_images // self._size)
 
+    def sizes(self) -> tuple[int, int]:
+        """Images in the largest and in the smallest batch."""
+        return min(self._size, self.num_images), self.num_images % self._size or self._size
+
     def __iter__(self) -> Iterator[ImageBatch]:
         return self.epoch()
 

@@ -72,6 +72,10 @@ class TripletSampler:
         """Batches an epoch, the last one perhaps smaller."""
         return -(-self.num_triplets // self.batch_size)
 
+    def sizes(self) -> tuple[int, int]:
+        """Triplets in the largest and in the smallest batch."""
+        return min(self.batch_size, self.num_triplets), self.num_triplets % self.batch_size or self.batch_size
+
     def __iter__(self) -> Iterator[TripletBatch]:
         return self.epoch()
 

@@ -7,6 +7,7 @@ no sense; 130 stopped by Ctrl-C or SIGTERM.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -30,10 +31,17 @@ def _parser() -> argparse.ArgumentParser:
                         help="keys to change on top of the files, such as SOLVER.EPOCHS 2")
     parser.add_argument("--overwrite", action="store_true",
                         help="start anew where SAVE_DIR/NAME holds a run already")
-    parser.add_argument("--save-minutes", type=float, default=10.0, metavar="M",
+    parser.add_argument("--save-minutes", type=_minutes, default=10.0, metavar="M",
                         help="save a checkpoint within an epoch after so many minutes, too (default: %(default)g; "
                              "0: after every step)")
     return parser
+
+
+def _minutes(text: str) -> float:
+    minutes = float(text)
+    if not 0 <= minutes < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: 0 or more minutes were expected")
+    return minutes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,7 +16,9 @@ from .errors import EngineError
 __all__ = ["available_bytes", "check_training", "gigabytes"]
 
 _WHERE = {"cpu": "main memory, and the limit of the control group", "cuda": "memory of the GPU"}
-_SMALL, _LARGE = 2, 4       # triplets or images of the two measurements
+_FIRST = 2                  # triplets or images of the first measurement; each further one takes twice as many
+_STEADY = 1.05              # what each takes grows by less than this from one measurement to the next: the last one
+_SHARE = 4                  # no measurement is begun that might take more than this part of the memory
 _MARGIN = 1.1               # the allocator's size classes, Python, buffers of the system
 
 
@@ -32,25 +34,42 @@ def _peak(trial: Callable[[int], None], count: int, device: str) -> int:
     return _asen.memory_stats(device)["peak"] - before
 
 
-def check_training(trial: Callable[[int], None], step: Any, cfg: Any, state_bytes: int, device: str = "cpu") -> int:
+def check_training(trial: Callable[[int], None], step: Any, cfg: Any, state_bytes: int, device: str = "cpu",
+                   largest: int | None = None) -> int:
     """Raises EngineError, naming the batch that fits, where training needs more than there is.
 
     trial(count): runs `count` made-up triplets or images forwards and backwards, and leaves no trace.
     step: says what they are (engine.step). state_bytes: what else will be taken (gradients, optimizer states).
-    With SOLVER.ACCUMULATE the largest part of a batch counts. Returns the estimate in bytes.
+    largest: the largest batch there will be; None: DATA.TRAIN_BATCHSIZE. With SOLVER.ACCUMULATE its largest part counts.
+    Returns the estimate in bytes.
     """
     parts = cfg.SOLVER.ACCUMULATE
-    batch = -(-cfg.DATA.TRAIN_BATCHSIZE // parts)
-    if batch <= _LARGE:
-        fixed, each = 0.0, _peak(trial, batch, device) / batch
-    else:
-        small, large = _peak(trial, _SMALL, device), _peak(trial, _LARGE, device)
-        each = max(0.0, (large - small) / (_LARGE - _SMALL))
-        fixed = max(0.0, small - _SMALL * each)
-    each += _pixels(cfg, step)
+    batch = -(-(largest or cfg.DATA.TRAIN_BATCHSIZE) // parts)
     info = _asen.memory_info(device)
     have = (available_bytes() if info is None else info[0]) + _asen.memory_stats(device)["cached"]
-    return require(fixed + state_bytes, each, batch, have, device, step.unit, parts)
+    fixed, each = _measure(lambda count: _peak(trial, count, device), batch, have)
+    return require(fixed + state_bytes, each + _pixels(cfg, step), batch, have, device, step.unit, parts)
+
+
+def _measure(peak: Callable[[int], int], batch: int, have: float) -> tuple[float, float]:
+    """(fixed, each): a batch of n takes about fixed + n * each bytes.
+
+    A few measurements are a line only where one moment of the step has the most: with few images that may be the end of
+    backward, where gradients are most, and with many its beginning, where activations are. So the number is doubled until
+    what each takes is steady, the batch is reached, or the memory is.
+    """
+    if batch < 2 * _FIRST:
+        return 0.0, peak(batch) / batch
+    count, before, now = 2 * _FIRST, peak(_FIRST), peak(2 * _FIRST)
+    each = (now - before) / _FIRST
+    while 2 * count <= batch and 2 * now <= have / _SHARE:
+        before, now, count = now, peak(2 * count), 2 * count
+        steady = (now - before) / (count // 2) <= _STEADY * each
+        each = (now - before) / (count // 2)
+        if steady:
+            break
+    each = max(0.0, each)
+    return max(0.0, now - count * each), each
 
 
 def require(fixed: float, each: float, batch: int, have: float, device: str = "cpu", unit: str = "triplets",

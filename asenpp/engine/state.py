@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from .. import _asen, checkpoint
 from ..checkpoint import CheckpointError
+from ..config import DEFAULTS
 from .errors import EngineError
 
 __all__ = ["RunFolder", "Position", "read", "python_random_state", "set_python_random_state", "changed_keys", "flat"]
@@ -113,11 +114,12 @@ def _lists(value: Any) -> Any:
 
 
 def changed_keys(cfg: Any, state: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Keys whose value differs: (in the checkpoint, here); empty for checkpoints without a configuration."""
+    """Keys whose value differs: (in the checkpoint, here); empty for checkpoints without a configuration. Keys that the
+    checkpoint's lacks had their default's effect."""
     there = state.get("config")
     if not isinstance(there, dict):
         return {}
-    then, now = flat(there), flat(cfg)
+    then, now = {**flat(DEFAULTS), **flat(there)}, flat(cfg)
     return {key: (then[key], now[key]) for key in now if key in then and then[key] != now[key]}
 
 

@@ -60,6 +60,7 @@ class _Trainer:
         check_images(data.dataset, [data.paths[i] for i in np.unique(data.labels.images)])
         self.evaluation = Evaluation(cfg, "VALID", logger, self.device)
 
+        self._refuse_single_values()
         self.position = Position()
         self.sums: dict[str, float] = {}       # of the loss and its parts since the last line of the log
         self.result: dict[str, Any] | None = None
@@ -108,6 +109,19 @@ class _Trainer:
         return BalancedSampler(data.labels, data.attributes.sizes, cfg.DATA.NUM_IMAGES, cfg.DATA.TRAIN_BATCHSIZE,
                                cfg.DATA.IMAGES_PER_VALUE, cfg.SEED, usable)
 
+    def _refuse_single_values(self) -> None:
+        """Batch norm has no variance of one value: of a last batch, or a part of one, of one image with a 1 x 1 map."""
+        size, local, smallest = self.cfg.INPUT.GLOBAL_SIZE, self.cfg.INPUT.LOCAL_SIZE, self.sampler.sizes()[1]
+        if smallest // self.cfg.SOLVER.ACCUMULATE > 1:
+            return
+        for key, pixels in (("GLOBAL_SIZE", size), ("LOCAL_SIZE", local if self.cfg.MODEL.LOCAL.ENABLE else 32)):
+            if pixels <= 16:
+                count = "NUM_TRIPLETS" if self.cfg.SOLVER.LOSS == "triplet" else "NUM_IMAGES"
+                raise EngineError(f"INPUT.{key} is {pixels}, which leaves one position of a feature map, and the smallest "
+                                  f"batch has {smallest} in {self.cfg.SOLVER.ACCUMULATE} parts: batch norm would have one value "
+                                  f"a channel. Change DATA.{count}, DATA.TRAIN_BATCHSIZE or SOLVER.ACCUMULATE, or take "
+                                  "larger images")
+
     def _make_optimizer(self) -> Any:
         solver = self.cfg.SOLVER
         groups = self.model.parameter_groups(solver.BASE_LR, solver.BASE_LR_SLOW, solver.HEAD_LR_FACTOR)
@@ -129,9 +143,9 @@ class _Trainer:
 
     def _refuse_changes(self, state: dict[str, Any]) -> None:
         """What decides what a checkpoint holds cannot change within a run."""
-        then = flat(state.get("config") or {})
-        for key, old in (("SOLVER.LOSS", "triplet"), ("SOLVER.TYPE", self.cfg.SOLVER.TYPE), ("SOLVER.EMA_DECAY", 0.0)):
-            before, now = then.get(key, old), flat(self.cfg)[key]
+        changed = changed_keys(self.cfg, state)
+        for key in ("SOLVER.LOSS", "SOLVER.TYPE", "SOLVER.EMA_DECAY"):
+            before, now = changed.get(key, ("", ""))
             if before != now and (key != "SOLVER.EMA_DECAY" or 0.0 in (before, now)):
                 raise EngineError(f"{key} was {before} when this run was begun, and is {now} now: keep it to go on "
                                   f"(--opts {key} {before}), or start another run from its weights (--opts NAME ...)")
@@ -192,7 +206,7 @@ class _Trainer:
         moments = {"Adam": 2, "AdamW": 2, "SGD": 0}[self.cfg.SOLVER.OPTIMIZER_NAME]
         weights = sum(4 * p.numel() for p in self.model.parameters()) * (moments + (self.average is not None))
         need = memory.check_training(self._trial, self.step, self.cfg, weights + self.evaluation.feature_bytes(),
-                                     self.device)
+                                     self.device, self.sampler.sizes()[0])
         self.logger.debug("training takes about %s", memory.gigabytes(need))
 
     def _trial(self, count: int) -> None:
