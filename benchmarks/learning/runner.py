@@ -35,6 +35,8 @@ from .studies import RATES, Run, Stage
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = "docs/learning"           # grows while runs are done
+# Sets of drawn garments: images, and their width in pixels.
+DRAWN = {"Garments": (600, 128), "Garments3000": (3000, 128), "TinyGarments": (160, 48)}
 # Keys that say where and how fast, not what.
 _ELSEWHERE = ("SAVE_DIR", "NAME", "NUM_THREADS", "DEVICE", "LOGGER.", "DATA.NUM_WORKERS", "DATA.BASE_PATH",
               "DATA.DATASET", "SOLVER.LOG_PERIOD")
@@ -274,13 +276,13 @@ class Runner:
         folder = self.settings.data / name
         if (folder / "label_train.txt").exists():
             return folder
-        if name not in ("Garments", "TinyGarments"):
+        if name not in DRAWN:
             raise RunError(f"{folder} is not there: python -m asenpp.data fashion_mnist --out {folder}, or name another "
                            "folder by --data")
         from asenpp.data.garments import prepare
 
         folder = self.settings.work / "data" / name
-        images, size = (160, 48) if name == "TinyGarments" else (600, 128)
+        images, size = DRAWN[name]
         prepare(folder, images=images, size=size, quiet=True)
         return folder
 

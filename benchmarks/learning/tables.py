@@ -235,7 +235,7 @@ def _garments(found: dict[tuple[str, str, int], Group]) -> list[Bar]:
     rows, name = _shipped(found, "garments_one_label"), "2. Garments TEST, one label an image, total at least 0.75"
     if not rows:
         return [*made, Bar(name, "missing", False)]
-    return [*made, Bar(name, f"{mean(rows, score):.4f}", mean(rows, score) >= 0.75), _time("2. One label an image", rows)]
+    return [*made, Bar(name, f"{mean(rows, score):.4f} ({rows[0]['data']})", mean(rows, score) >= 0.75), _time("2. One label an image", rows)]
 
 
 def _time(name: str, rows: Sequence[Row]) -> Bar:
