@@ -111,7 +111,7 @@ def row(study, mode, seed, test, data="FashionMNIST", budget=48_000, valid=None,
 
 
 def test_no_run_looks_at_test_before_the_choice_is_made_and_committed():
-    final = next(run for run in RUNS if run.study == "short" and run.mode == "cosine")
+    final = next(run for run in RUNS if run.study == "noise" and run.mode == "cosine")
     rates = [rate_row("FashionMNIST", "cosine", rate, score) for rate, score in zip(studies.TRIED, (0.5, 0.7, 0.6))]
     assert runner.best_rates(rates) == {("FashionMNIST", "cosine"): (1e-3, 3)}
     chosen = studies.RATES["FashionMNIST", "cosine"]
@@ -125,6 +125,24 @@ def test_no_run_looks_at_test_before_the_choice_is_made_and_committed():
     assert "0 of 3" in runner.unfrozen(final, old, "abc") and "2 of 3" in runner.unfrozen(final, [*best[:2], *old], "abc")
     valid_only = next(run for run in RUNS if run.study == "aids")
     assert runner.unfrozen(valid_only, [], "abc+") == ""
+
+
+@pytest.mark.parametrize("study, budget", [("short", studies.SHORT), ("converged", studies.CONVERGED)])
+def test_the_main_comparison_waits_for_the_recipe_that_is_carried(monkeypatch, study, budget):
+    """All recipes of its budget, and BEST the best of them on VALID."""
+    final = next(run for run in RUNS if run.study == study and run.mode == "cosine")
+    rates = [rate_row("FashionMNIST", "cosine", rate, float(rate == final.rate)) for rate in studies.TRIED]
+    recipes = [run for run in RUNS if (run.study, run.budget) == ("recipes", budget)]
+    assert len(recipes) == len(studies.RECIPES)
+    rows = [row("recipes", run.mode, run.seed, 0.0, budget=budget, valid=score, options_hash=runner.options_hash(run))
+            for score, run in enumerate(recipes)]
+    monkeypatch.setitem(studies.BEST, budget, recipes[-1].mode)
+    assert runner.unfrozen(final, [*rates, *rows], "abc") == ""
+    assert f"{len(rows) - 1} of {len(rows)} modes" in runner.unfrozen(final, [*rates, *rows[1:]], "abc")
+    other_budget = [{**one, "budget": 1} for one in rows]
+    assert f"0 of {len(rows)} modes" in runner.unfrozen(final, [*rates, *other_budget], "abc")
+    monkeypatch.setitem(studies.BEST, budget, recipes[0].mode)
+    assert f"found '{recipes[-1].mode}'" in runner.unfrozen(final, [*rates, *rows], "abc")
 
 
 # -- derived data sets ----------------------------------------------------------------------------
@@ -364,7 +382,7 @@ def test_held_out_runs_of_another_kind_meet_no_bar(change):
 def test_the_shipped_configuration_is_the_one_that_was_run_last():
     """A larger one that was shipped before does not stand for a smaller one."""
     rows = good_rows() + [row("garments_one_label", "shipped", seed, 0.7, data="Garments", budget=100) for seed in range(5)]
-    assert [bar.figure for bar in tables.bars(rows) if "one label an image, total" in bar.name] == ["0.7000"]
+    assert [bar.figure for bar in tables.bars(rows) if "one label an image, total" in bar.name] == ["0.7000 (Garments)"]
 
 
 @pytest.mark.parametrize("spoil, named", [

@@ -143,6 +143,18 @@ def best_rates(rows: Sequence[Row]) -> dict[tuple[str, str], tuple[float, int]]:
     return {pair: (max(tried, key=lambda rate: tried[rate]), len(tried)) for pair, tried in scores.items()}
 
 
+@functools.cache
+def _recipe_keys() -> frozenset[tuple[Any, ...]]:
+    return frozenset(key(run) for run in studies.runs() if run.study == "recipes")
+
+
+def best_recipe(rows: Sequence[Row], budget: int) -> tuple[str, int]:
+    """The mode of the study recipes with the best mAP on VALID at a budget, and how many of them are there."""
+    scores = {row["mode"]: row["scores"]["VALID"]["mAP"] for row in rows
+              if row["budget"] == budget and results.key(row) in _recipe_keys()}
+    return max(scores, key=lambda mode: scores[mode], default=""), len(scores)
+
+
 def unfrozen(run: Run, rows: Sequence[Row], commit: str) -> str:
     """Why a run must not look at TEST yet; "" where it may."""
     if not run.final:
@@ -157,6 +169,12 @@ def unfrozen(run: Run, rows: Sequence[Row], commit: str) -> str:
         return f"the study rates has {tried} of 3 learning rates of {pair[1]} on {pair[0]}"
     if RATES[pair] != rate:
         return f"RATES says {RATES[pair]:g} for {pair[1]} on {pair[0]}, the study rates found {rate:g}"
+    if run.study in ("short", "converged"):
+        best, tried = best_recipe(rows, run.budget)
+        if tried < len(studies.RECIPES):
+            return f"the study recipes has {tried} of {len(studies.RECIPES)} modes of {run.budget} image-forwards"
+        if studies.BEST[run.budget] != best:
+            return f"BEST says {studies.BEST[run.budget]!r} for {run.budget} image-forwards, the study recipes found {best!r}"
     return ""
 
 
