@@ -183,6 +183,32 @@ def test_the_same_seed_gives_the_same_bits_and_resuming_keeps_them(folder, stage
     assert kit.same_run(folder / "runs" / "cuda_s1", folder / "runs" / "parts_s1") == []
 
 
+IMAGES = ["DATA.NUM_IMAGES", 16, "DATA.TRAIN_BATCHSIZE", 4, "DATA.IMAGES_PER_VALUE", 2, "SOLVER.EPOCHS", 1]
+AIDS = ["SOLVER.TYPE", "WarmupCosine", "SOLVER.WARMUP_STEPS", 2, "SOLVER.EMA_DECAY", 0.9, "INPUT.AUGMENT.FLIP", 0.5,
+        "INPUT.AUGMENT.CROP", 0.7]
+
+
+@pytest.mark.parametrize("loss, stage, more", [
+    ("cosine", "s2", [*AIDS, "SOLVER.ACCUMULATE", 2, "SOLVER.LABEL_SMOOTHING", 0.1]), ("supcon", "s1", AIDS),
+    ("dense_triplet", "s1", [])])
+def test_image_batches_follow_the_cpu_and_repeat_themselves(folder, loss, stage, more):
+    """Each loss over labelled images, with the training aids: losses as on the CPU, and the same bits again on the GPU.
+    (Nothing is erased: pixels that are made 8-bit for the GPU have no exact mean.)"""
+    options = ["SOLVER.LOSS", loss, *IMAGES, *more]
+    ours, exact, again = (train(folder, stage, f"{loss}_{name}", device, *options)
+                          for name, device in (("cuda", "cuda"), ("cpu", "cpu"), ("again", "cuda")))
+    follows(ours[0], exact[0])
+    assert kit.same_run(folder / "runs" / f"{loss}_cuda", folder / "runs" / f"{loss}_again") == []
+
+
+@pytest.mark.parametrize("loss, mode", [("cosine", "bf16"), ("supcon", "fp16")])
+def test_image_batches_train_in_other_precisions(folder, loss, mode):
+    options = ["SOLVER.LOSS", loss, *IMAGES, "SOLVER.EMA_DECAY", 0.9]
+    ours = train(folder, "s1", f"{loss}_{mode}", "cuda", *options, "SOLVER.AMP", mode)[0]
+    exact = train(folder, "s1", f"{loss}_{mode}_off", "cuda", *options)[0]
+    assert max(abs(a - b) for a, b in zip(ours, exact)) < 0.05 * max(exact)
+
+
 @pytest.mark.parametrize("mode", ["tf32", "bf16", "fp16"])
 def test_other_precisions_train(folder, stage_one, mode):
     """Losses near the float32 run's; the log says how many steps were left out, and at which scale."""
