@@ -112,6 +112,7 @@ int asen_onednn_conv_gemm_grad_weight(const asen_call *call, const asen_conv_sha
     asen_onednn_enter();
 #pragma omp parallel for num_threads((int)parts) schedule(static, 1) reduction(max : failed)
     for (int64_t p = 0; p < parts; p++) {
+        asen_onednn_signal_stack();
         int64_t end = (p + 1) * share < total ? (p + 1) * share : total;
         failed = (int)part(s, dy, x, p * share, end, plain ? total : rows, plain ? NULL : blocks + p * block,
                            p ? partials + (p - 1) * size : dw);

@@ -46,7 +46,11 @@ static const pthread_rwlock_t open_gate = PTHREAD_RWLOCK_INITIALIZER;
 static pthread_rwlock_t gate = PTHREAD_RWLOCK_INITIALIZER;
 #endif
 
-void asen_onednn_enter(void) { pthread_rwlock_rdlock(&gate); }
+void asen_onednn_enter(void)
+{
+    asen_onednn_signal_stack();
+    pthread_rwlock_rdlock(&gate);
+}
 void asen_onednn_leave(void) { pthread_rwlock_unlock(&gate); }
 
 void asen_onednn_fork(asen_fork_phase phase)
@@ -128,7 +132,11 @@ static dnnl_status_t primitive_take(dnnl_primitive_desc_t pd, dnnl_primitive_t *
 
 dnnl_status_t asen_onednn_plan_set(asen_onednn_plan *plan, dnnl_primitive_desc_t pd)
 {
-    dnnl_status_t status = primitive_take(pd, &plan->primitive, &plan->scratch_desc, &plan->scratch_bytes);
+    const char *name = NULL;
+    dnnl_status_t status = dnnl_primitive_desc_query(pd, dnnl_query_impl_info_str, 0, &name);
+    plan->multiplies = name && strstr(name, "gemm");
+    if (status == dnnl_success)
+        status = primitive_take(pd, &plan->primitive, &plan->scratch_desc, &plan->scratch_bytes);
     dnnl_primitive_desc_destroy(pd);
     return status;
 }
@@ -367,7 +375,7 @@ typedef struct execute_job {
 static void *execute_thread(void *argument)
 {
     execute_job *job = argument;
-    asen_onednn_threads();
+    asen_onednn_signal_stacks(asen_onednn_threads());
     job->status = execute_here(job->primitive, job->n, job->ids, job->descs, job->data);
     return NULL;
 }
@@ -431,6 +439,7 @@ int asen_onednn_run(const asen_call *call, asen_onednn_plan *plan, asen_tensor *
         descs[n] = plan->scratch_desc;
         data[n++] = scratch;
     }
+    if (plan->multiplies) asen_onednn_signal_stacks(asen_onednn_threads());
     dnnl_status_t ran = execute(plan->primitive, n, ids, descs, data);
     if (ran != dnnl_success) status = asen_onednn_fail(call, ran);
     if (!status && unpacked) status = reorder_run(call, plan, asen_tensor_data(tensors[plan->packed]), unpacked);

@@ -35,6 +35,7 @@ typedef struct asen_onednn_plan {
     int n_args;
     dnnl_memory_desc_t scratch_desc; /* owned; NULL: none wanted */
     size_t scratch_bytes;
+    bool multiplies; /* by matrix products, in whatever threads: see cpu/onednn/signals.c */
 
     /* The argument that is packed: `arg[packed]`, or -1 where all lie as in our tensors. The
      * reorder goes from plain to packed, or from packed to plain where it is an output. */
@@ -87,6 +88,12 @@ int asen_onednn_run(const asen_call *call, asen_onednn_plan *plan, asen_tensor *
  * nest, and nothing between may wait for the GIL. */
 void asen_onednn_enter(void);
 void asen_onednn_leave(void);
+
+/* Makes signals harmless to what the thread computes with oneDNN (cpu/onednn/signals.c). asen_onednn_enter does it for
+ * the thread that calls; every other thread in which products run needs it too. */
+void asen_onednn_signal_stack(void);
+/* The same for a team of OpenMP's, of which the calling thread is the first. */
+void asen_onednn_signal_stacks(int threads);
 
 /* Sets OpenMP's thread count to the budget, and returns it. */
 int asen_onednn_threads(void);
