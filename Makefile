@@ -35,8 +35,9 @@ test: test-packages     ## run the tests
 lint: test-packages     ## compile the C core, warnings being errors (the plugin: ASENPP_CFLAGS=-Werror make cuda)
 	ASENPP_CUDA=0 ASENPP_CFLAGS=-Werror $(PY) setup.py -q build_ext --build-temp build/lint/objects --build-lib build/lint/lib
 
-sanitize: test-packages ## run op, tensor and image tests under AddressSanitizer and UBSan
+sanitize: test-packages ## run op, tensor and image tests, and trainings, under AddressSanitizer and UBSan
 	PYTHON=$(PY) sh tests/sanitize.sh
+	ONEDNN=1 PYTHON=$(PY) sh tests/sanitize.sh
 
 tsan: test-packages     ## run threads that train, infer, load, save and switch under ThreadSanitizer (SECONDS=15)
 	PYTHON=$(PY) sh tests/tsan.sh $(or $(SECONDS),15)

@@ -1,9 +1,11 @@
 #!/bin/sh
 # Builds the C core with AddressSanitizer and UndefinedBehaviorSanitizer into build/sanitize, beside
 # the ordinary build, and runs tests on it: those named as arguments, or the op, tensor and image
-# tests. Built without oneDNN, whose own code is not instrumented: our kernels run instead.
+# tests. Built without oneDNN, whose own code is not instrumented: our kernels run instead. With ONEDNN=1 it
+# is built with it, into build/sanitize-onednn, and the tests are those of our code around it and trainings of
+# both stages.
 #
-#   tests/sanitize.sh [PYTEST OPTION OR TEST ...]
+#   [ONEDNN=1] tests/sanitize.sh [PYTEST OPTION OR TEST ...]
 #
 # PYTHON and CC may name another interpreter and compiler (gcc or clang with its runtime as a shared
 # library). Any report ends the run with an error. Leaks are not looked for: Python has its own.
@@ -11,13 +13,19 @@ set -eu
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python}
 compiler=${CC:-cc}
+onednn=${ONEDNN:-0}
 folder=$root/build/sanitize
+[ "$onednn" = 0 ] || folder=$folder-onednn
 
 tests=0
 for argument in "$@"; do
     case $argument in -*) ;; *) tests=1 ;; esac
 done
-if [ $tests -eq 0 ]; then
+if [ $tests -eq 0 ] && [ "$onednn" != 0 ]; then
+    run=$root/tests/test_objectives.py::test_same_seed_and_resumed_in_the_same_bits
+    set -- "$@" "$root/tests/test_onednn.py" "$root/tests/test_onednn_signals.py" \
+        "$run[True-s1-cosine]" "$run[True-s2-dense_triplet]"
+elif [ $tests -eq 0 ]; then
     for name in ops tensor autograd inplace fast transforms loader augment; do
         file=$root/tests/test_$name.py
         [ ! -e "$file" ] || set -- "$@" "$file"
@@ -38,7 +46,7 @@ case $python in /*) ;; */*) python=$(pwd)/$python ;; esac
 cd "$root"
 rm -rf "$folder/lib"
 # -w: instrumented code draws warnings that are not true of the ordinary build (`make lint`).
-ASENPP_ONEDNN=0 ASENPP_CUDA=0 ASENPP_CFLAGS="-w -fsanitize=address,undefined -fno-sanitize-recover=undefined
+ASENPP_ONEDNN=$onednn ASENPP_CUDA=0 ASENPP_CFLAGS="-w -fsanitize=address,undefined -fno-sanitize-recover=undefined
     -fno-omit-frame-pointer -g -O1 -UNDEBUG" \
     "$python" setup.py -q build_ext --build-temp "$folder/objects" --build-lib "$folder/lib"
 # The package's other files: modules, stubs, py.typed.
@@ -60,6 +68,7 @@ cd "$folder/lib" # so that `python -m` finds this asenpp first
 export LD_PRELOAD="$preload" ASENPP_TEST_PACKAGE="$folder/lib"
 export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:abort_on_error=1:allocator_may_return_null=1
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
-export PYTHONMALLOC=malloc # Python's own pools would hide overruns
+# Python's own pools would hide overruns, and so would our cache: from one tensor into the next, and after its end.
+export PYTHONMALLOC=malloc ASENPP_NO_MEMORY_CACHE=1
 # The reports go to the process's own stderr, past what pytest captures.
 exec "$python" -m pytest -p no:cacheprovider -p no:faulthandler --capture=sys "$@"

@@ -90,7 +90,7 @@ def in_thread(work):
     thread.start()
     thread.join()
 in_thread(plain)
-assert seen["before"] is None
+assert seen["before"] in (None, seen["first"])  # a sanitizer gives each thread one
 at, size = seen["first"]
 assert size >= 1 << 15 and seen["second"] == (at, size), seen
 in_thread(own)
