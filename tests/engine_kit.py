@@ -42,6 +42,19 @@ def start(arguments, **options):
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 
 
+def stop_after(monkeypatch, steps):
+    """Ctrl-C, as it were, in step number `steps`."""
+    from asenpp.engine import training
+
+    real = training._Trainer._train
+
+    def train(self, *arguments):
+        real(self, *arguments)
+        self.stop.requested = self.position.step == steps
+
+    monkeypatch.setattr(training._Trainer, "_train", train)
+
+
 def differences(a, b, path=""):
     """Where two checkpoints differ in a bit; an empty list where nowhere."""
     if isinstance(a, dict) and isinstance(b, dict):

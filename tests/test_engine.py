@@ -62,17 +62,6 @@ def test_same_seed_same_bits(folder):
     assert kit.same_run(folder / "runs" / "one", folder / "runs" / "three", but=("seed",)) != []
 
 
-def stop_after(monkeypatch, steps):
-    """Ctrl-C, as it were, in step number `steps`."""
-    real = training._Trainer._train
-
-    def train(self, *arguments):
-        real(self, *arguments)
-        self.stop.requested = self.position.step == steps
-
-    monkeypatch.setattr(training._Trainer, "_train", train)
-
-
 @pytest.mark.parametrize("make, stage, more", [
     (kit.config, "s2", []),
     (arc, "s1", ["SOLVER.TYPE", "CosineAnnealingLR"]),
@@ -86,7 +75,7 @@ def test_resumed_in_the_same_bits(folder, monkeypatch, make, stage, more):
     resume, last = None, runs / "in_pieces" / "checkpoint.pth.tar"
     for steps in (2, 6):
         with monkeypatch.context() as patch:
-            stop_after(patch, steps)
+            kit.stop_after(patch, steps)
             with pytest.raises(Interrupted, match="--resume"):
                 asenpp.engine.train(cfg, resume=resume, overwrite=resume is None)
         resume = str(last)

@@ -212,17 +212,6 @@ def aids(loss):
     return [*AIDS, *more, *(["SOLVER.LABEL_SMOOTHING", 0.1] if loss == "cosine" else [])]
 
 
-def stop_after(monkeypatch, steps):
-    """Ctrl-C, as it were, in step number `steps`."""
-    real = training._Trainer._train
-
-    def train(self, *arguments):
-        real(self, *arguments)
-        self.stop.requested = self.position.step == steps
-
-    monkeypatch.setattr(training._Trainer, "_train", train)
-
-
 @pytest.mark.parametrize("loss", ("triplet", *LOSSES))
 @pytest.mark.parametrize("stage", ["s1", "s2"])
 @pytest.mark.parametrize("with_aids", [False, True])
@@ -235,7 +224,7 @@ def test_same_seed_and_resumed_in_the_same_bits(folder, monkeypatch, loss, stage
     resume, last = None, folder / "runs" / "in_pieces" / "checkpoint.pth.tar"
     for steps in (2, STEPS, STEPS + 3):
         with monkeypatch.context() as patch:
-            stop_after(patch, steps)
+            kit.stop_after(patch, steps)
             with pytest.raises(Interrupted, match="--resume"):
                 asenpp.engine.train(cfg, resume=resume, overwrite=resume is None)
         resume = str(last)

@@ -18,6 +18,7 @@ from typing import Any, Callable, Iterator, NamedTuple, Sequence
 import numpy as np
 
 from .index import DataError, Labels
+from .samplers import EpochSampler
 
 
 class ImageBatch(NamedTuple):
@@ -230,7 +231,7 @@ _SETTINGS = {"num_images": "DATA.NUM_IMAGES", "batch_size": "DATA.TRAIN_BATCHSIZ
              "labels": "a checksum of DATA.GROUNDTRUTH.TRAIN as it is used"}
 
 
-class BalancedSampler:
+class BalancedSampler(EpochSampler):
     """Value-balanced batches of images, an epoch at each iteration.
 
     Rule (per epoch): group after group, the next attribute of a shuffled cycle over the attributes,
@@ -269,31 +270,16 @@ class BalancedSampler:
         self.images_per_value = images_per_value
         self.seed = seed
         self.labels = self._table.fingerprint()
-        self._size = min(batch_size, len(self._table.ids))
-        self._start_epoch = 0               # the next iteration's number,
-        self._start_batch = 0               # and where it begins
+        super().__init__(self.num_images, min(batch_size, len(self._table.ids)))
+        self._start_epoch = 0               # the next iteration's number
         self._epoch: _Epoch | None = None   # under way
-        self._drawn = 0                     # batches drawn in it
-
-    def __len__(self) -> int:
-        """Batches an epoch, the last one perhaps smaller."""
-        return -(-self.num_images // self._size)
-
-    def sizes(self) -> tuple[int, int]:
-        """Images in the largest and in the smallest batch."""
-        return min(self._size, self.num_images), self.num_images % self._size or self._size
-
-    def __iter__(self) -> Iterator[ImageBatch]:
-        return self.epoch()
 
     def epoch(self, start_batch: int | None = None) -> Iterator[ImageBatch]:
         """The batches of an epoch from `start_batch` on (default: 0, or what was loaded).
 
         Those before it are drawn and dropped, so what follows is as if they had been used.
         """
-        start = self._start_batch if start_batch is None else start_batch
-        if not 0 <= start <= len(self):
-            raise DataError(f"batch {start} to start from: an epoch has {len(self)} batches")
+        start = self._first(start_batch)
         epoch = _Epoch(self._table, self.images_per_value, self.seed, self._start_epoch)
         for batch in range(start):
             epoch.draw(self._batch_size(batch))
@@ -319,9 +305,7 @@ class BalancedSampler:
         next_batch: the batch that training would use next; batches drawn ahead of it do not count.
         Default: all drawn batches were used. After the last batch the state is the next epoch's.
         """
-        batch = self._drawn if next_batch is None else next_batch
-        if not 0 <= batch <= self._drawn:
-            raise DataError(f"sampler state at batch {batch}: {self._drawn} were drawn in this epoch")
+        batch = self._used(next_batch)
         if self._epoch is None:
             number, batch = self._start_epoch, self._start_batch
         elif batch == len(self):

@@ -30,7 +30,46 @@ class TripletBatch(NamedTuple):
     negative_values: np.ndarray
 
 
-class TripletSampler:
+class EpochSampler:
+    """What samplers share: an epoch of `total` items (triplets or images) in batches of `size`, the last one perhaps
+    smaller. Subclasses have epoch(start_batch), state_dict(next_batch) and load_state_dict(state).
+    """
+
+    def __init__(self, total: int, size: int) -> None:
+        self._total, self._size = total, size
+        self._start_batch = 0               # where the next iteration begins
+        self._drawn = 0                     # batches drawn in the epoch under way
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return -(-self._total // self._size)
+
+    def sizes(self) -> tuple[int, int]:
+        """Items in the largest and in the smallest batch."""
+        return min(self._size, self._total), self._total % self._size or self._size
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.epoch()
+
+    def epoch(self, start_batch: int | None = None) -> Iterator[Any]:
+        raise NotImplementedError
+
+    def _first(self, start_batch: int | None) -> int:
+        """The batch that an epoch begins with: as asked, or as loaded."""
+        start = self._start_batch if start_batch is None else start_batch
+        if not 0 <= start <= len(self):
+            raise DataError(f"batch {start} to start from: an epoch has {len(self)} batches")
+        return start
+
+    def _used(self, next_batch: int | None) -> int:
+        """Batches of the epoch under way that training has used; None: all that were drawn."""
+        batch = self._drawn if next_batch is None else next_batch
+        if not 0 <= batch <= self._drawn:
+            raise DataError(f"sampler state at batch {batch}: {self._drawn} were drawn in this epoch")
+        return batch
+
+
+class TripletSampler(EpochSampler):
     """Batches of triplets, an epoch at each iteration.
 
     Rule (per epoch): `num_triplets` attributes by random.choices; then for each two values by
@@ -52,6 +91,7 @@ class TripletSampler:
             raise DataError(f"DATA.NUM_TRIPLETS is {num_triplets}: at least 1 was expected")
         if batch_size < 1:
             raise DataError(f"DATA.TRAIN_BATCHSIZE is {batch_size}: at least 1 was expected")
+        super().__init__(num_triplets, batch_size)
         self.table = table
         self.num_triplets = num_triplets
         self.batch_size = batch_size
@@ -64,29 +104,14 @@ class TripletSampler:
         if not attributes:
             raise DataError("no attribute to draw triplets from")
         self._attributes = range(len(table)) if len(attributes) == len(table) else attributes
-        self._start_batch = 0               # where the next iteration begins
         self._epoch_state: Any = None       # the generator's state at the start of the epoch under way
-        self._drawn = 0                     # batches drawn in it
-
-    def __len__(self) -> int:
-        """Batches an epoch, the last one perhaps smaller."""
-        return -(-self.num_triplets // self.batch_size)
-
-    def sizes(self) -> tuple[int, int]:
-        """Triplets in the largest and in the smallest batch."""
-        return min(self.batch_size, self.num_triplets), self.num_triplets % self.batch_size or self.batch_size
-
-    def __iter__(self) -> Iterator[TripletBatch]:
-        return self.epoch()
 
     def epoch(self, start_batch: int | None = None) -> Iterator[TripletBatch]:
         """The batches of an epoch from `start_batch` on (default: 0, or what was loaded).
 
         Those before it are drawn and dropped, so what follows is as if they had been used.
         """
-        start = self._start_batch if start_batch is None else start_batch
-        if not 0 <= start <= len(self):
-            raise DataError(f"batch {start} to start from: an epoch has {len(self)} batches")
+        start = self._first(start_batch)
         self._start_batch = 0
         self._epoch_state = self.rng.getstate()
         self._drawn = 0
@@ -119,9 +144,7 @@ class TripletSampler:
         next_batch: the batch that training would use next; batches drawn ahead of it do not count.
         Default: all drawn batches were used. After the last batch the state is the next epoch's.
         """
-        batch = self._drawn if next_batch is None else next_batch
-        if not 0 <= batch <= self._drawn:
-            raise DataError(f"sampler state at batch {batch}: {self._drawn} were drawn in this epoch")
+        batch = self._used(next_batch)
         if self._epoch_state is None or batch == len(self):
             state, batch = self.rng.getstate(), self._start_batch if self._epoch_state is None else 0
         else:
