@@ -481,3 +481,77 @@ def test_what_is_switched_on_when_resuming_is_said(folder, capsys):
     asenpp.save(state, done["checkpoint"])
     asenpp.engine.train(config(folder, "s1", "triplet", "NAME", "lacks", "INPUT.AUGMENT.FLIP", 0.5), resume=done["checkpoint"])
     assert "INPUT.AUGMENT.FLIP was 0.0 when the checkpoint was written, and is 0.5 now" in capsys.readouterr().out
+
+
+def test_training_images_are_augmented_by_epoch(folder, monkeypatch):
+    """Those of training alone: what an epoch's step sees is Augmentation's view of (SEED, epoch, image), also after
+    a resume; without INPUT.AUGMENT it is the plain transform's, as in evaluation."""
+    from asenpp.data.index import load_train
+    from asenpp.transforms import Augmentation, GlobalTransform, decode
+
+    cfg = config(folder, "s1", "cosine", "NAME", "augmented", "INPUT.AUGMENT.CROP", 0.5, "INPUT.AUGMENT.FLIP", 0.5, "SEED", 7)
+    paths, transform, augmentation = load_train(cfg).paths, GlobalTransform(cfg), Augmentation(cfg)
+    seen, evaluated = [], []
+    real, evaluate = ImageStep.__call__, training.Evaluation._batch
+    monkeypatch.setattr(ImageStep, "__call__", lambda self, pixels, batch, crops: seen.append((batch.images, pixels.copy()))
+                        or real(self, pixels, batch, crops))
+    monkeypatch.setattr(training.Evaluation, "_batch", lambda self, model, batch, *more: evaluated.append(batch)
+                        or evaluate(self, model, batch, *more))
+    monkeypatch.setattr(training._Trainer, "check_memory", lambda self: None)
+
+    def views(ids, epoch):
+        pixels, draws = np.empty((len(ids), 32, 32, 3), np.float32), np.empty((len(ids), Augmentation.FIELDS))
+        augmentation.into([decode(paths[i]) for i in ids], ids, list(range(len(ids))), epoch, transform, pixels, draws)
+        return pixels
+
+    with monkeypatch.context() as patch:
+        kit.stop_after(patch, STEPS + 1)
+        with pytest.raises(Interrupted):
+            asenpp.engine.train(cfg, overwrite=True)
+    asenpp.engine.train(cfg, resume=str(folder / "runs" / "augmented" / "checkpoint.pth.tar"))
+    assert len(seen) == 2 * STEPS
+    for number, (ids, pixels) in enumerate(seen):
+        assert np.array_equal(pixels, views(ids.tolist(), number // STEPS)), number
+        assert not np.array_equal(pixels, views(ids.tolist(), 1 - number // STEPS)), number
+    assert evaluated and all(batch.draws is None for batch in evaluated)
+    plain = config(folder, "s1", "cosine", "NAME", "plain", "SOLVER.EPOCHS", 1)
+    seen.clear()
+    asenpp.engine.train(plain, overwrite=True)
+    ids, pixels = seen[0]
+    assert np.array_equal(pixels, transform.batch([paths[i] for i in ids]))
+
+
+@pytest.mark.parametrize("loss", ["triplet", "cosine"])
+def test_parts_weigh_by_their_terms_in_training(folder, monkeypatch, loss):
+    """A step of ACCUMULATE parts of unlike sizes has the loss and the gradients of the batch. (Batch norm by running
+    statistics, as above.)"""
+    counted = []
+    real = training.Precision.step
+    made = {}
+
+    def step(self, losses_, optimizer):
+        def kept():
+            for loss in losses_:
+                counted.append(loss.item())
+                yield loss
+        real(self, kept(), optimizer)
+        made["gradients"] = [p.grad.numpy().copy() for group in optimizer.param_groups for p in group["params"]
+                             if p.grad is not None]
+        made["loss"] = sum(counted)
+        made["parts"] = len(counted)
+        raise Interrupted
+
+    monkeypatch.setattr(training.Precision, "step", step)
+    monkeypatch.setattr(training._Trainer, "check_memory", lambda self: self.model.eval())
+    found = []
+    for parts in (1, 3):
+        counted.clear()
+        cfg = config(folder, "s1", loss, "NAME", f"parts_{loss}_{parts}", "SOLVER.ACCUMULATE", parts)
+        with pytest.raises(Interrupted):
+            asenpp.engine.train(cfg, overwrite=True)
+        found.append(dict(made))
+    (one, three) = found
+    assert (one["parts"], three["parts"]) == (1, 3)         # 8 images or 4 triplets in 3 parts: 3, 3, 2 or 2, 1, 1
+    assert three["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    for a, b in zip(one["gradients"], three["gradients"], strict=True):
+        assert np.abs(a - b).max() <= 2e-4 * np.abs(a).max() + 1e-7
