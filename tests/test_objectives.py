@@ -555,3 +555,19 @@ def test_parts_weigh_by_their_terms_in_training(folder, monkeypatch, loss):
     assert three["loss"] == pytest.approx(one["loss"], rel=1e-5)
     for a, b in zip(one["gradients"], three["gradients"], strict=True):
         assert np.abs(a - b).max() <= 2e-4 * np.abs(a).max() + 1e-7
+
+
+def test_rates_follow_the_steps(folder):
+    """WarmupCosine over the steps of the whole training, heads at HEAD_LR_FACTOR times the rate; a line of the log has
+    the rates that the next step takes."""
+    cfg = config(folder, "s1", "cosine", "NAME", "rates", "SOLVER.TYPE", "WarmupCosine", "SOLVER.WARMUP_STEPS", 4,
+                 "SOLVER.BASE_LR", 1e-3, "SOLVER.HEAD_LR_FACTOR", 5.0, "SOLVER.LOG_PERIOD", 1)
+    asenpp.engine.train(cfg, overwrite=True)
+    events = [json.loads(line) for line in (folder / "runs" / "rates" / "metrics.jsonl").read_text().splitlines()]
+    rates = [event["lr"] for event in events if event["event"] == "train"]
+
+    def rate(t):
+        return (t + 1) / 4 if t < 4 else (1 + np.cos(np.pi * (t - 4) / (2 * STEPS - 4))) / 2
+
+    expected = [[1e-3 * rate(t), 5e-3 * rate(t)] for t in range(1, 2 * STEPS + 1)]
+    assert np.allclose(rates, expected, rtol=1e-9, atol=1e-15)
